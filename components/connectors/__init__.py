@@ -1,0 +1,1 @@
+"""Connectors: encoder tokens to tokens of the language model."""

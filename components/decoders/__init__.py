@@ -1,0 +1,1 @@
+"""Decoders: back to text or to pixels."""

@@ -1,0 +1,1 @@
+"""Image decoders: visual tokens to pixels."""

@@ -1,0 +1,1 @@
+"""Text decoders: token embeddings to hidden states and logits."""
