@@ -1,4 +1,4 @@
-"""Everything around the model's parts: data, composition, training, evaluation, the ablation graph and its records."""
+"""Everything around the model's parts: data, composition, training, evaluation, graph, records."""
 
 from lab.torchvision_ops import install as _prepare_torchvision
 

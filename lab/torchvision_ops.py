@@ -1,20 +1,22 @@
 """Lets `import torchvision` succeed where its compiled operators cannot be loaded.
 
-The package index offers one torchvision wheel, built against CUDA. Beside a CPU-only torch its `_C` library does not
-load, so the operators `torchvision::nms` and `torchvision::qnms` are never declared; but torchvision attaches Python
-rules to them while it is imported, and that raises `operator torchvision::nms does not exist`. timm, lpips, peft and
-pytorch_lightning import torchvision and fall with it. Declaring the two operators (names and types, no computation) is
-enough: transforms, models and data sets work, and only a call of such an operator fails, with torchvision's own message.
+The package index offers one torchvision wheel, built against CUDA. Beside a CPU-only torch its `_C` library
+does not load, so the operators `torchvision::nms` and `torchvision::qnms` are never declared; but
+torchvision attaches Python rules to them while it is imported, and that raises `operator torchvision::nms
+does not exist`. timm, lpips, peft and pytorch_lightning import torchvision and fall with it. Declaring the
+two operators (names and types, no computation) is enough: transforms, models and data sets work, and only a
+call of such an operator fails, with torchvision's own message.
 
-How it gets into every process: torch calls the entry points of group `torch.backends` at the end of `import torch`, and
-pyproject.toml lists `autoload` there. So spawned workers, subprocesses, pytest and notebooks are covered although they
-import nothing of ours first. From a source tree that is not installed, `lab/__init__.py` calls `install`.
+How it gets into every process: torch calls the entry points of group `torch.backends` at the end of `import
+torch`, and pyproject.toml lists `autoload` there. So spawned workers, subprocesses, pytest and notebooks
+are covered although they import nothing of ours first. From a source tree that is not installed,
+`lab/__init__.py` calls `install`.
 
 Three rules keep it harmless:
-- The real library is tried first. Where it loads, nothing is declared; the reverse order would abort the process,
-  because C++ may not register an operator that exists.
-- It acts when torchvision is *executed*, not when somebody asks whether it could be found: such a question must not
-  import torch.
+- The real library is tried first. Where it loads, nothing is declared; the reverse order would abort the
+  process, because C++ may not register an operator that exists.
+- It acts when torchvision is *executed*, not when somebody asks whether it could be found: such a question
+  must not import torch.
 - An exception here would break `import torch` itself, so there is as little of it as possible.
 """
 
@@ -34,7 +36,7 @@ _declared: object | None = None  # the declarations live exactly as long as this
 
 
 def _load_real(folder: str) -> bool:
-    """Loads torchvision's own compiled library from its package `folder`, as torchvision is about to do itself."""
+    """Loads torchvision's compiled library from its package `folder`, as torchvision will do itself."""
     import torch
 
     extensions = (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES)
@@ -69,7 +71,7 @@ class _Loader(machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Puts `_Loader` in place of the ordinary loader of the top-level package torchvision, and of nothing else."""
+    """Puts `_Loader` in place of the ordinary loader of the top-level package torchvision, nothing else."""
 
     @staticmethod
     def find_spec(
@@ -86,7 +88,7 @@ class _Finder:
 def install() -> None:
     """Prepares a later `import torchvision`; imports nothing and may be called any number of times."""
     if "torchvision" not in sys.modules and _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]  # a class with a static find_spec is enough
+        sys.meta_path.insert(0, _Finder)
 
 
 def autoload() -> None:
