@@ -81,8 +81,8 @@ def _stem(patch_size: int, dim: int) -> nn.Module:
     steps = patch_size.bit_length() - 1
     if patch_size < 2 or 2**steps != patch_size or dim % 2 ** (steps - 1):
         raise ValueError(
-            f'stem "conv" halves the image until a pixel is a patch: patch_size {patch_size} must be a power of 2 '
-            f'and dim {dim} a multiple of half of it; or take stem "linear"'
+            f'stem "conv" halves the image until a pixel is a patch: patch_size {patch_size} must be a power '
+            f'of 2 and dim {dim} a multiple of half of it; or take stem "linear"'
         )
     widths = [3, *(dim >> (steps - 1 - i) for i in range(steps))]
     layers: list[nn.Module] = []

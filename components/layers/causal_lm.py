@@ -1,4 +1,4 @@
-"""What every text decoder does with a causal language model of transformers: embed, run, score, cache, LoRA."""
+"""A causal language model of transformers as a text decoder: embed, run, score, cache, LoRA."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["CausalLM"]
 class CausalLM(nn.Module):
     """A causal language model that is fed embeddings and gives hidden states.
 
-    With LoRA (arXiv:2106.09685) every base weight stays trainable here: which parameters train is the recipe's
-    decision, and `adapter_parameters` tells it which ones are the adapters. A state dict written without LoRA
-    loads into a model with it; the adapters then keep their values.
+    With LoRA (arXiv:2106.09685) every base weight stays trainable here: which parameters train is the
+    recipe's decision, and `adapter_parameters` tells it which ones are the adapters. A state dict written
+    without LoRA loads into a model with it; the adapters then keep their values.
 
     Args:
         model: a causal language model of transformers.
@@ -54,9 +54,8 @@ class CausalLM(nn.Module):
             Hidden states (B, T, D). Those of padding positions mean nothing.
         """
         if mask is not None and positions is None:
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[
-                :, -embeds.shape[1] :
-            ]  # (B, P + T) -> (B, T)
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, P + T)
+            positions = positions[:, -embeds.shape[1] :]  # -> (B, T)
         extra = {"position_ids": positions} if self._takes_positions else {}
         return self.model.base_model(
             inputs_embeds=embeds,
