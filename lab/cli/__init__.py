@@ -1,0 +1,90 @@
+"""The `lab` command: one file a verb, thin, and nothing heavy imported before a verb needs it.
+
+A verb's module has `arguments(parser)`, which declares its arguments, and `run(args)`, which does the work
+and returns an exit code (None is 0). Its summary stands in `VERBS`, so that `lab --help` imports no verb.
+
+Exit codes: 0 done; 1 something failed; 2 a mistake the person can mend, said in one line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from lab.errors import LabError, nearest
+
+VERBS = {
+    "repro": "run the pipeline of this folder: what is out of date, several stages at once",
+    "compare": "table and plots of all arms, understanding and generation side by side",
+    "train": "train and evaluate one arm of your own: lab train connector=perceiver",
+    "ask": "ask a trained arm about an image",
+    "draw": "let a trained arm draw a prompt",
+    "sweep": "search learning rates, connectors and mixes with Optuna",
+    "components": "list the parts that can be swapped, with their settings and papers",
+    "ui": "open the records of all runs in MLflow",
+    "doctor": "check this machine and this checkout, and say how to mend what is wrong",
+    "stage": "run one stage here and now (what dvc.yaml calls)",
+}
+
+# Read by libraries when they are first imported, hence set before any verb runs. What the person set stays.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own bars follow it
+    "TOKENIZERS_PARALLELISM": "false",  # or it warns at every fork of a data loader
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports mistakes as every other part of the lab does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message} (see '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and turn whatever happens into an exit code."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--traceback" in words
+    try:
+        code = _dispatch([word for word in words if word != "--traceback"])
+        sys.stdout.flush()  # a reader that has gone away shows here, not while the interpreter exits
+        return code
+    except LabError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"lab: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `lab components | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    parser = _Parser(prog="lab", description="Ablations of multimodal models: declare, run, compare.")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked is not None and asked not in VERBS:
+        raise LabError(f"no verb '{asked}'{nearest(asked, VERBS)}")
+    module = import_module(f"lab.cli.{asked}") if asked else None
+    for verb, summary in VERBS.items():
+        below = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        if module is not None and verb == asked:
+            module.arguments(below)
+    if not words:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(words)
+    assert module is not None  # without a verb the parser has ended the program or raised
+    return module.run(args) or 0
