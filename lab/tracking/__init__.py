@@ -1,0 +1,11 @@
+"""MLflow: experiments hold arms, arms hold the runs of their stages.
+
+Nothing heavy is imported before a run is opened. The Trainer's logger is
+``lab.tracking.lightning.LightningLogger``, apart because it imports Lightning.
+"""
+
+from __future__ import annotations
+
+from lab.tracking.run import Run, arm_run, log_arm, start_run
+
+__all__ = ["Run", "arm_run", "log_arm", "start_run"]

@@ -1,0 +1,201 @@
+"""Runs: what reaches the store, under which names, with which status; and that nothing stops a training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from lab.tracking import arm_run, log_arm, process, start_run
+from lab.tracking.run import Run
+
+if TYPE_CHECKING:
+    import mlflow.entities
+    from mlflow import MlflowClient
+
+STAGE: dict[str, Any] = {
+    "experiment": "mix",
+    "arm": "linear-a",
+    "stage": "instruct",
+    "name": "instruct linear-a",
+}
+
+
+def runs(client: MlflowClient, level: str) -> list[mlflow.entities.Run]:
+    experiment = client.get_experiment_by_name("mix")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.level = '{level}'")
+    return list(found)
+
+
+def test_a_stage_is_recorded_under_its_arm(client: MlflowClient) -> None:
+    params = {
+        "seed": 0,
+        "learning_rate": {"connector": 1e-3},
+        "trainable": ["connector", "visual_head"],
+        "lora": False,
+    }
+    with start_run(
+        **STAGE, identity="i1", params=params, tags={"connector": "linear"}, dataset=("scenes", "8d77.dir")
+    ) as run:
+        for step in range(250):
+            run.metrics({"train/loss": 1 / (step + 1), "recall@1": 0.5, "train/bad": float("nan")}, step)
+        run.image("samples/generated", np.zeros((3, 8, 8)), step=3)
+    (stage,), (arm,) = runs(client, "stage"), runs(client, "arm")
+    assert stage.info.run_id == run.id
+    assert (stage.info.run_name, stage.info.status) == ("instruct linear-a", "FINISHED")
+    assert (arm.info.run_name, arm.info.status) == ("linear-a", "FINISHED")
+    assert stage.data.tags["mlflow.parentRunId"] == arm.info.run_id
+    assert stage.data.params == {
+        "seed": "0",
+        "learning_rate.connector": "0.001",
+        "trainable": "connector, visual_head",
+        "lora": "false",
+    }
+    assert set(stage.data.metrics) == {"train/loss", "recall_at_1"}
+    assert len(client.get_metric_history(stage.info.run_id, "train/loss")) == 250
+    assert stage.data.tags["connector"] == "linear"
+    assert stage.inputs.dataset_inputs[0].dataset.digest == "8d77.dir"
+    assert client.list_artifacts(stage.info.run_id)
+
+
+def test_a_failing_stage_is_failed_and_continued_by_the_same_identity(client: MlflowClient) -> None:
+    def fail() -> None:
+        with start_run(**STAGE, identity="i1") as run:
+            run.metrics({"train/loss": 1.0}, 1)
+            raise RuntimeError("loss is NaN at step 7")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    (stage,), (arm,) = runs(client, "stage"), runs(client, "arm")
+    assert (stage.info.status, arm.info.status) == ("FAILED", "FAILED")
+    assert stage.data.tags["error"] == "RuntimeError: loss is NaN at step 7"
+    with start_run(**STAGE, identity="i1") as again:
+        pass
+    (stage,), (arm,) = runs(client, "stage"), runs(client, "arm")
+    assert again.id == stage.info.run_id
+    assert (stage.info.status, arm.info.status) == ("FINISHED", "FINISHED")
+    with start_run(**STAGE, identity="i1") as third:  # finished: whoever repeats it does so anew
+        pass
+    assert third.id != again.id
+    assert len(runs(client, "arm")) == 1
+
+
+def test_a_killed_stage_is_reaped_or_continued(client: MlflowClient) -> None:
+    code = (
+        "import os; from lab.tracking import start_run\n"
+        f"with start_run(**{STAGE!r}, identity='i1') as run:\n"
+        "    run.metrics({'train/loss': 1.0}, 1); run.flush(); os.kill(os.getpid(), 9)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [run.info.status for run in runs(client, "stage")] == ["RUNNING"]
+    other = {**STAGE, "arm": "linear-b", "name": "instruct linear-b"}
+    with start_run(**other, identity="i2"):
+        pass
+    assert {run.info.run_name: run.info.status for run in runs(client, "stage")} == {
+        "instruct linear-a": "KILLED",
+        "instruct linear-b": "FINISHED",
+    }
+    assert {run.info.run_name: run.info.status for run in runs(client, "arm")}["linear-a"] == "FAILED"
+    with start_run(**STAGE, identity="i1") as run:
+        run.metrics({"train/loss": 0.5}, 2)
+    assert len(runs(client, "stage")) == 2
+    assert run.id is not None
+    assert [point.step for point in client.get_metric_history(run.id, "train/loss")] == [1, 2]
+    assert client.get_run(run.id).data.tags["restarts"] == "1"
+
+
+def test_a_living_stage_of_the_same_identity_is_left_alone(client: MlflowClient) -> None:
+    with start_run(**STAGE, identity="i1") as first, start_run(**STAGE, identity="i1") as second:
+        assert first.id != second.id
+        assert {run.info.status for run in runs(client, "stage")} == {"RUNNING"}
+        assert [run.info.status for run in runs(client, "arm")] == ["RUNNING"]
+
+
+def test_an_arm_carries_its_choices_and_final_numbers(client: MlflowClient) -> None:
+    words = {"connector": "linear", "encoder": "vit", "mix": "a"}
+    with start_run(**STAGE, identity="i1", tags={"system": "vit linear"}):
+        pass
+    log_arm("mix", "linear-a", words, {"understanding/vqa": 0.7, "generation/digit": float("inf")})
+    log_arm("mix", "linear-a", words, {"understanding/vqa": 0.8})  # again, after more training
+    (arm,) = runs(client, "arm")
+    assert arm.data.params == words
+    assert arm.data.metrics == {"understanding/vqa": 0.8}
+    log_arm("mix", "linear-a", {**words, "encoder": "patches"}, {"understanding/vqa": 0.6})  # another arm
+    assert sorted(arm.data.params["encoder"] for arm in runs(client, "arm")) == ["patches", "vit"]
+
+
+def test_an_artifact_on_the_arm(client: MlflowClient, tmp_path: Path) -> None:
+    (tmp_path / "table.md").write_text("| a |")
+    with arm_run("mix", "comparison") as run:
+        run.artifact(tmp_path / "table.md", "plots")
+    assert run.id is not None
+    assert [file.path for file in client.list_artifacts(run.id, "plots")] == ["plots/table.md"]
+
+
+def test_a_dead_server_warns_once_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_TRACKING", "on")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with start_run(**STAGE, identity="i1", params={"a": 1}, dataset=("scenes", "1")) as run:
+        run.metrics({"train/loss": 1.0}, 1)
+        run.image("x", np.zeros((8, 8, 3)))
+    assert run.id is None
+    assert time.monotonic() - start < 20
+    assert len(caplog.records) == 1
+    assert "out of reach" in caplog.text
+
+
+def test_a_store_that_fails_midway_warns_once_and_gets_its_points(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Locked:
+        """A database that is locked until it is not."""
+
+        locked, points = True, 0
+
+        def log_batch(self, run_id: str, metrics: list[object]) -> None:
+            if self.locked:
+                raise OSError("database is locked")
+            self.points += len(metrics)
+
+        def set_terminated(self, run_id: str, status: str) -> None:
+            pass
+
+    client: Any = Locked()
+    run = Run(client, "id")
+    for step in range(300):
+        run.metrics({"train/loss": 1.0}, step)
+    assert len(caplog.records) == 1
+    client.locked = False
+    run._finish("FINISHED")
+    assert client.points == 300
+
+
+def test_off_means_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_TRACKING", "off")
+    with start_run(**STAGE) as run:
+        run.metrics({"a": 1.0})
+    log_arm("mix", "linear-a", {}, {"a": 1.0})
+    assert run.id is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_is_dead_only_when_that_is_certain() -> None:
+    marks = process.signature()
+    assert not process.is_dead(marks)
+    assert process.is_dead({**marks, "pid_started": "1"})  # the pid belongs to another process now
+    assert not process.is_dead({**marks, "host": "elsewhere", "pid_started": "1"})
