@@ -1,0 +1,1 @@
+"""From what a trained system does to numbers."""
