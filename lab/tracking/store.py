@@ -75,19 +75,18 @@ def store_lock() -> Iterator[None]:
 
 @contextmanager
 def locked_client() -> Iterator[MlflowClient]:
-    """A client of the store, which is created or migrated first where that is due; locked meanwhile."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  about 2 s, hence only here, and before the lock is taken
-
-    # Fifty migrations of a line each, and the retries of a server that is reported by ourselves.
-    for name, level in _LOUD.items():
-        logging.getLogger(name).setLevel(level)
+    """A client of the store while this process holds its lock."""
+    _import()  # before the lock is taken: others need not wait for an import
     with store_lock():
-        yield _connect()
+        yield connect()
 
 
-def _connect() -> MlflowClient:
+def connect() -> MlflowClient:
+    """A client of the store, which is created or migrated first where that is due.
+
+    Call it under :func:`store_lock`.
+    """
+    _import()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -105,6 +104,16 @@ def _connect() -> MlflowClient:
             raise
         _migrate(uri)
         return MlflowClient(tracking_uri=uri)
+
+
+def _import() -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401  about 2 s, hence only here
+
+    # Fifty migrations of a line each, and the retries of a server whose silence is reported anyway.
+    for name, level in _LOUD.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _sqlite_path(uri: str) -> Path | None:
