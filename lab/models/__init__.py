@@ -1,0 +1,1 @@
+"""Components composed into a system: sequence assembly, losses, generation."""

@@ -1,0 +1,89 @@
+"""Contrastive pretraining of a vision encoder on images and captions, whole and by region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class CaptionedRegions:
+    """Images with captions and region phrases.
+
+    Attributes:
+        pixels: (B, 3, H, W) in [0, 1].
+        captions: (B, L) ids, 0 is padding.
+        phrases: (U, L') ids of the batch's different region phrases, 0 is padding.
+        phrase_of: (B, C) index into `phrases` of each cell of a square grid, raster order.
+    """
+
+    pixels: Tensor
+    captions: Tensor
+    phrases: Tensor
+    phrase_of: Tensor
+
+
+class ContrastiveModel(nn.Module):
+    """An encoder, a small text tower and a linear pixel readout.
+
+    Three losses: images against captions (CLIP, arXiv:2103.00020), cells against the phrases that describe them
+    (RegionCLIP, arXiv:2112.09106) so that tokens say what is *where*, and reconstruction of patches by a linear map so
+    that tokens keep how it looks.
+
+    Args:
+        encoder: (B, 3, H, W) -> (B, N, D_v), with a square token grid.
+        vocabulary: number of word ids.
+        dim: width of the shared space.
+    """
+
+    def __init__(self, encoder: nn.Module, vocabulary: int, dim: int = 128) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.words = nn.Embedding(vocabulary, dim, padding_idx=0)
+        self.order = nn.Parameter(0.02 * torch.randn(64, dim))
+        layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.text_tower = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.image_projection = nn.Linear(encoder.dim, dim)
+        self.region_projection = nn.Linear(encoder.dim, dim)
+        self.log_scale = nn.Parameter(torch.tensor([2.66, 2.66]))  # 1 / 0.07, as in CLIP
+        self.patch = encoder.image_size // encoder.grid[0]
+        self.readout = nn.Linear(encoder.dim, 3 * self.patch**2)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """(K, L) ids -> (K, dim), unit length."""
+        padding = ids == 0
+        states = self.text_tower(self.words(ids) + self.order[: ids.shape[1]], src_key_padding_mask=padding)
+        states = states.masked_fill(padding.unsqueeze(-1), 0).sum(dim=1)  # (K, dim)
+        return F.normalize(states / (~padding).sum(dim=1, keepdim=True), dim=-1)
+
+    def regions(self, tokens: Tensor, side: int) -> Tensor:
+        """(B, N, D_v) -> (B, side * side, D_v): tokens averaged within each cell."""
+        grid = tokens.transpose(1, 2).unflatten(2, self.encoder.grid)  # (B, D_v, gh, gw)
+        return F.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+
+    def forward(self, batch: CaptionedRegions) -> dict[str, Tensor]:
+        """Scalar losses `caption`, `region` and `reconstruction` (mean squared error of pixels)."""
+        tokens = self.encoder(batch.pixels)  # (B, N, D_v)
+        scale = self.log_scale.clamp(max=4.6).exp()
+        image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)  # (B, dim)
+        caption_logits = scale[0] * image @ self.embed_text(batch.captions).T  # (B, B)
+        same = (batch.captions.unsqueeze(0) == batch.captions.unsqueeze(1)).all(dim=-1)  # (B, B) equal captions
+        side = round(batch.phrase_of.shape[1] ** 0.5)
+        region = F.normalize(self.region_projection(self.regions(tokens, side)), dim=-1)  # (B, C, dim)
+        region_logits = scale[1] * region @ self.embed_text(batch.phrases).T  # (B, C, U)
+        patches = F.pixel_unshuffle(batch.pixels, self.patch).flatten(2).transpose(1, 2)  # (B, N, 3 * patch^2)
+        return {
+            "caption": (_multi_positive(caption_logits, same) + _multi_positive(caption_logits.T, same)) / 2,
+            "region": F.cross_entropy(region_logits.flatten(0, 1), batch.phrase_of.flatten()),
+            "reconstruction": F.mse_loss(self.readout(tokens), patches),
+        }
+
+
+def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
+    """Cross-entropy (scalar) where a row may have several right answers; their probabilities add up."""
+    total = logits.logsumexp(dim=1)
+    right = logits.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
+    return (total - right).mean()

@@ -1,0 +1,1 @@
+"""What the network sees: samples as lists of segments, tokenisation, batches, mixes."""

@@ -1,0 +1,127 @@
+"""Samples to tensors: one layout for training, teacher-forced evaluation and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Sample
+from lab.samples.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of T positions. Masks are bool, True means real.
+
+    An image takes `<image_start>`, its visual tokens and `<image_end>`. Images that the model reads are marked in
+    `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order.
+
+    Attributes:
+        ids: (B, T) int64; the pad id where a visual token or padding stands.
+        mask: (B, T) positions that hold something.
+        supervised: (B, T) text elements that the model has to produce (predicted from the position before).
+        read: (B, T) visual tokens of images read.
+        drawn: (B, T) visual tokens of images drawn.
+        pixels_read: (I, 3, H, W) float32 in [0, 1].
+        pixels_drawn: (J, 3, H, W) float32 in [0, 1].
+        task: (B,) int64, index into `tasks`.
+        tasks: names of tasks.
+        sample_ids: B names, for logs and errors.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    supervised: Tensor
+    read: Tensor
+    drawn: Tensor
+    pixels_read: Tensor
+    pixels_drawn: Tensor
+    task: Tensor
+    tasks: tuple[str, ...]
+    sample_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        moved = {
+            item.name: value.to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+class Collate:
+    """Lays samples out as a `Batch`.
+
+    Args:
+        tokenizer: text to ids.
+        tokens_read: M, visual tokens of an image that is read (the connector says how many).
+        tokens_drawn: N, visual tokens of an image that is drawn (the encoder says how many).
+        tasks: names of all tasks that may occur.
+        left: pad on the left (for generation) instead of the right.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, tokens_read: int, tokens_drawn: int, tasks: Sequence[str], left: bool = False
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.tokens_read = tokens_read
+        self.tokens_drawn = tokens_drawn
+        self.tasks = tuple(tasks)
+        self.left = left
+        self._pad, self._start, self._end = (tokenizer[token] for token in (PAD, IMAGE_START, IMAGE_END))
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        rows = [self._row(sample) for sample in samples]
+        length = max(len(ids) for ids, _, _ in rows)
+        shape = (len(rows), length)
+        ids = np.full(shape, self._pad, np.int64)
+        mask, supervised, kind = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int8)
+        for index, (row_ids, row_supervised, row_kind) in enumerate(rows):
+            place = slice(length - len(row_ids), None) if self.left else slice(0, len(row_ids))
+            ids[index, place], mask[index, place] = row_ids, True
+            supervised[index, place], kind[index, place] = row_supervised, row_kind
+        images = [segment for sample in samples for segment in sample.segments if segment.pixels is not None]
+        return Batch(
+            ids=torch.from_numpy(ids),
+            mask=torch.from_numpy(mask),
+            supervised=torch.from_numpy(supervised),
+            read=torch.from_numpy(kind == _READ),
+            drawn=torch.from_numpy(kind == _DRAWN),
+            pixels_read=_stack([segment.pixels for segment in images if not segment.supervised]),
+            pixels_drawn=_stack([segment.pixels for segment in images if segment.supervised]),
+            task=torch.tensor([self.tasks.index(sample.task) for sample in samples]),
+            tasks=self.tasks,
+            sample_ids=tuple(sample.id for sample in samples),
+        )
+
+    def _row(self, sample: Sample) -> tuple[list[int], list[bool], list[int]]:
+        ids: list[int] = []
+        supervised: list[bool] = []
+        kind: list[int] = []
+        for segment in sample.segments:
+            if segment.text is not None:
+                piece: Sequence[int] = self.tokenizer.encode(segment.text)
+                ids += piece
+                supervised += [segment.supervised] * len(piece)
+                kind += [_TEXT] * len(piece)
+            else:
+                count = self.tokens_drawn if segment.supervised else self.tokens_read
+                ids += [self._start, *([self._pad] * count), self._end]
+                supervised += [segment.supervised, *([False] * count), segment.supervised]
+                kind += [_TEXT, *([_DRAWN if segment.supervised else _READ] * count), _TEXT]
+        return ids, supervised, kind
+
+
+_TEXT, _READ, _DRAWN = 0, 1, 2
+
+
+def _stack(images: list[np.ndarray | None]) -> Tensor:
+    return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, 3, 1, 1)  # type: ignore[arg-type]

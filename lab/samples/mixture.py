@@ -1,0 +1,96 @@
+"""Mixes: which task each sample of a training stage belongs to, as a pure function of (seed, position).
+
+Nothing here has state, so data order after a resume is right by construction: sample number j is the same whoever asks
+for it, and batch k always holds samples k * batch_size to (k + 1) * batch_size - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from lab.errors import LabError, nearest
+from lab.samples.segments import Sample
+from lab.scenes.tasks import SceneTasks
+
+CYCLE = 256  # positions after which the pattern of tasks repeats; shares are exact to 1/256
+
+
+class Mixture(Dataset[Sample]):
+    """Samples of several tasks in stated shares.
+
+    Args:
+        source: makes a sample of a task from a scene.
+        mix: task -> weight; weights are normalised to shares of samples.
+        length: number of samples in the stage.
+        seed: of order and phrasing.
+    """
+
+    def __init__(self, source: SceneTasks, mix: Mapping[str, float], length: int, seed: int) -> None:
+        self.source, self.length, self.seed = source, length, seed
+        self.cycle = schedule(mix, tuple(source.tasks))
+        self.counts = {task: self.cycle.count(task) for task in mix}
+        seen: dict[str, int] = dict.fromkeys(mix, 0)
+        self._rank: list[int] = []
+        for task in self.cycle:
+            self._rank.append(seen[task])
+            seen[task] += 1
+        self._order: dict[tuple[str, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> Sample:
+        cycle, phase = divmod(position, CYCLE)
+        task = self.cycle[phase]
+        number = cycle * self.counts[task] + self._rank[phase]  # this is the task's sample number `number`
+        epoch, index = divmod(number, len(self.source))
+        return self.source.sample(task, int(self._permutation(task, epoch)[index]), self._seed(task, epoch))
+
+    def _seed(self, task: str, epoch: int) -> int:
+        return int(np.random.SeedSequence([self.seed, list(self.source.tasks).index(task), epoch]).generate_state(1)[0])
+
+    def _permutation(self, task: str, epoch: int) -> np.ndarray:
+        key = (task, epoch)
+        if key not in self._order:
+            self._order = {known: order for known, order in self._order.items() if known[0] != task}
+            self._order[key] = np.random.default_rng(self._seed(task, epoch)).permutation(len(self.source))
+        return self._order[key]
+
+
+def schedule(mix: Mapping[str, float], known: tuple[str, ...]) -> list[str]:
+    """The tasks of one cycle: largest-remainder shares, each task spread evenly.
+
+    Raises:
+        LabError: a task is unknown, a weight negative, or all are zero.
+    """
+    for task, weight in mix.items():
+        if task not in known:
+            raise LabError(f"mix: unknown task '{task}'{nearest(task, known)}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise LabError(f"mix: the weight of '{task}' is {weight!r}; expected a number of at least 0")
+    total = sum(mix.values())
+    if total <= 0:
+        raise LabError("mix: all weights are 0; at least one task needs a positive weight")
+    quota = {task: CYCLE * weight / total for task, weight in mix.items()}
+    counts = {task: int(share) for task, share in quota.items()}
+    for task in sorted(quota, key=lambda name: counts[name] - quota[name])[: CYCLE - sum(counts.values())]:
+        counts[task] += 1
+    slots = [((rank + 0.5) / count, task) for task, count in counts.items() for rank in range(count)]
+    return [task for _, task in sorted(slots)]
+
+
+class StepBatches(Sampler[list[int]]):
+    """Batch k holds positions k * batch_size onwards; iteration starts at the step that `start` reports."""
+
+    def __init__(self, batch_size: int, steps: int, start: Callable[[], int]) -> None:
+        self.batch_size, self.steps, self.start = batch_size, steps, start
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start(), self.steps):
+            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))

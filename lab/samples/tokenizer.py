@@ -1,0 +1,68 @@
+"""Tokenizers in the transformers format: a word-level one for the built-in world, any other from a folder or name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokenizer:
+    """Text to ids with the lab's special tokens; encodings of whole segments are remembered.
+
+    Args:
+        tokenizer: any transformers tokenizer; special tokens that it lacks are added, so its length can exceed the
+            vocabulary of the checkpoint it came with.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
+        self.tokenizer = tokenizer
+        self._ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+        self.encode = lru_cache(maxsize=65536)(self._encode)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __getitem__(self, special: str) -> int:
+        """The id of a special token."""
+        return self._ids[special]
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words of the ids up to the first end token, special tokens left out."""
+        ids = list(ids)
+        if self[EOS] in ids:
+            ids = ids[: ids.index(self[EOS])]
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, source: str | Path) -> Tokenizer:
+        """From a local folder or a name that transformers knows."""
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(str(source)))
+
+    @classmethod
+    def of_words(cls, words: Sequence[str]) -> Tokenizer:
+        """One token a word, split at spaces. A word outside the list raises when it is encoded."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import WhitespaceSplit
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+        backend = Backend(WordLevel(vocabulary, unk_token=None))
+        backend.pre_tokenizer = WhitespaceSplit()
+        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS))

@@ -1,0 +1,1 @@
+"""The built-in world: real handwritten digits composed into scenes, its tasks and its judge."""

@@ -1,0 +1,219 @@
+"""Sentences about scenes: descriptions, questions with answers, edits. Ground truth in, words out.
+
+Sentences are lower case words separated by spaces, so that a word-level tokenizer reads them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, World
+
+Choice = TypeVar("Choice")
+_ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
+_COLUMNS = {2: ("left", "right"), 3: ("left", "centre", "right")}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A digit in a scene: its place (cell in raster order), value and colour name."""
+
+    cell: int
+    digit: int
+    colour: str
+
+
+def things_of(scenes: Scenes, row: int) -> list[Thing]:
+    """The digits of one scene in raster order."""
+    digits = scenes.digit[row].tolist()
+    colours = scenes.colour[row].tolist()
+    return [
+        Thing(cell, digit, COLOUR_NAMES[colours[cell]]) for cell, digit in enumerate(digits) if digit != EMPTY
+    ]
+
+
+def place_names(world: World) -> tuple[str, ...]:
+    """The name of each cell, in raster order: "top left", ... or "row 2 column 4" on grids larger than 3."""
+    if world.grid in _ROWS:
+        return tuple(f"{row} {column}" for row in _ROWS[world.grid] for column in _COLUMNS[world.grid])
+    side = range(1, world.grid + 1)
+    return tuple(f"row {row} column {column}" for row in side for column in side)
+
+
+class Language:
+    """Phrases everything that is said about the scenes of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.places = place_names(world)
+
+    # -- descriptions ------------------------------------------------------------------------------------------------
+
+    def caption(self, things: Sequence[Thing]) -> str:
+        """The canonical caption: raster order, one form. This is what captioning is scored against."""
+        return " , ".join(f"{thing.colour} {thing.digit} {self.places[thing.cell]}" for thing in things)
+
+    def listing(self, things: Sequence[Thing]) -> str:
+        """Every cell in raster order, empty ones included."""
+        content = {thing.cell: f"{thing.colour} {thing.digit}" for thing in things}
+        return " , ".join(content.get(cell, "empty") for cell in range(self.world.cells))
+
+    def description(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
+        """A free description: one of several forms, digits in any order."""
+        order = [things[index] for index in rng.permutation(len(things))]
+        form = int(rng.integers(4))
+        if form == 0:
+            parts = [f"a {t.colour} {t.digit} at the {self.places[t.cell]}" for t in order]
+            return " and ".join(filter(None, [" , ".join(parts[:-1]), parts[-1]]))
+        if form == 1:
+            return " , ".join(f"{self.places[t.cell]} : {t.colour} {t.digit}" for t in order)
+        if form == 2:
+            return " and ".join(f"the {self.places[t.cell]} holds a {t.colour} {t.digit}" for t in order)
+        return self.caption(order)
+
+    # -- prompts -----------------------------------------------------------------------------------------------------
+
+    CAPTION_PROMPTS = ("describe the image", "what is in the image ?", "give a caption", "what do you see ?")
+    LISTING_PROMPTS = ("list every place", "what is at each place ?")
+    DRAW_PROMPTS = ("draw {}", "generate an image of {}", "an image with {}", "please draw : {}")
+
+    def draw_prompt(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
+        return _pick(self.DRAW_PROMPTS, rng).format(self.description(things, rng))
+
+    # -- edits -------------------------------------------------------------------------------------------------------
+
+    def edit(self, things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, int, str | None]:
+        """An instruction that changes one digit.
+
+        Returns:
+            The instruction, the cell it changes, and the new colour name (None: the digit is removed). A scene's only
+            digit is never removed.
+        """
+        thing = things[int(rng.integers(len(things)))]
+        if len(things) > 1 and rng.random() < 0.5:
+            forms = (f"remove the {thing.digit}", f"erase the {thing.digit}", f"take away the {thing.digit}")
+            return _pick(forms, rng), thing.cell, None
+        colour = _pick([name for name in COLOUR_NAMES if name != thing.colour], rng)
+        forms = (
+            f"make the {thing.digit} {colour}",
+            f"change the {thing.digit} to {colour}",
+            f"paint the {thing.digit} {colour}",
+        )
+        return _pick(forms, rng), thing.cell, colour
+
+    # -- questions ---------------------------------------------------------------------------------------------------
+
+    def ask(self, kind: str, things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str] | None:
+        """A question of the kind and its answer, or None where the scene does not admit one."""
+        return QUESTIONS[kind](self, things, rng)
+
+    def vocabulary(self) -> list[str]:
+        """Every word that can occur, sorted."""
+        rng = np.random.default_rng(0)
+        text = [
+            "a red 3 at the top left and holds : , empty ?",
+            *(self.places + COLOUR_NAMES),
+            *map(str, range(19)),
+            *(self.CAPTION_PROMPTS + self.LISTING_PROMPTS),
+            *(prompt.format("") for prompt in self.DRAW_PROMPTS),
+            "yes no",
+        ]
+        # Phrasings are drawn often enough that none is missed: few forms, a thousand draws.
+        for _ in range(1000):
+            count = int(rng.integers(1, min(4, self.world.cells) + 1))
+            cells = rng.permutation(self.world.cells)[:count]
+            digits = rng.permutation(10)[:count]
+            things = [
+                Thing(int(cell), int(digit), _pick(COLOUR_NAMES, rng))
+                for cell, digit in zip(np.sort(cells), digits, strict=True)
+            ]
+            text += [self.edit(things, rng)[0], self.description(things, rng)]
+            text += [" ".join(pair) for kind in QUESTIONS if (pair := self.ask(kind, things, rng))]
+        return sorted({word for sentence in text for word in sentence.split()})
+
+
+def _pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
+    return choices[int(rng.integers(len(choices)))]
+
+
+Question = tuple[str, str]
+
+
+def _digit_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    thing = _pick(things, rng)
+    place = language.places[thing.cell]
+    return _pick((f"which digit is at the {place} ?", f"what digit is at the {place} ?"), rng), str(thing.digit)
+
+
+def _colour_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    thing = _pick(things, rng)
+    place = language.places[thing.cell]
+    forms = (f"what colour is the digit at the {place} ?", f"which colour is at the {place} ?")
+    return _pick(forms, rng), thing.colour
+
+
+def _colour_of(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    thing = _pick(things, rng)
+    forms = (f"what colour is the {thing.digit} ?", f"which colour is the {thing.digit} ?")
+    return _pick(forms, rng), thing.colour
+
+
+def _where(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    thing = _pick(things, rng)
+    forms = (f"where is the {thing.digit} ?", f"at which place is the {thing.digit} ?")
+    return _pick(forms, rng), language.places[thing.cell]
+
+
+def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    """Balanced as in POPE (arXiv:2305.10355): half the answers are no, half of those nearly right (a digit of the scene
+    in another colour)."""
+    present = {thing.digit for thing in things}
+    thing = _pick(things, rng)
+    with_colour = rng.random() < 0.5
+    if rng.random() < 0.5:
+        digit, colour, reply = thing.digit, thing.colour, "yes"
+    elif with_colour:
+        digit, reply = thing.digit, "no"
+        colour = _pick([name for name in COLOUR_NAMES if name != thing.colour], rng)
+    else:
+        digit, colour, reply = _pick([d for d in range(10) if d not in present], rng), "", "no"
+    what = f"{colour} {digit}" if with_colour else f"{digit}"
+    return _pick((f"is there a {what} ?", f"do you see a {what} ?"), rng), reply
+
+
+def _count(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
+    forms = ("how many digits are there ?", "how many digits do you see ?")
+    return _pick(forms, rng), str(len(things))
+
+
+def _compare(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    if len(things) < 2:
+        return None
+    first, second = (things[index] for index in rng.permutation(len(things))[:2])
+    one, two = language.places[first.cell], language.places[second.cell]
+    reply = "yes" if first.digit > second.digit else "no"
+    return f"is the digit at the {one} larger than the digit at the {two} ?", reply
+
+
+def _add(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    if len(things) < 2:
+        return None
+    first, second = (things[index] for index in rng.permutation(len(things))[:2])
+    one, two = language.places[first.cell], language.places[second.cell]
+    return f"what is the sum of the digits at the {one} and the {two} ?", str(first.digit + second.digit)
+
+
+QUESTIONS: dict[str, Callable[[Language, Sequence[Thing], np.random.Generator], Question | None]] = {
+    "digit_at": _digit_at,
+    "colour_at": _colour_at,
+    "colour_of": _colour_of,
+    "where": _where,
+    "exists": _exists,
+    "count": _count,
+    "compare": _compare,
+    "add": _add,
+}

@@ -1,0 +1,153 @@
+"""The tasks of the built-in world: a scene and a random generator in, a sample out.
+
+| task | the model reads | the model produces |
+|---|---|---|
+| caption | image, prompt | canonical caption |
+| vqa | image, several questions | answers |
+| text_to_image | description | image |
+| edit | image, instruction | edited image |
+| interleaved | image | its caption, then a description of a second scene and that scene's image |
+| text | description, questions and requests about it | answers, captions, listings, listings after an edit |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lab.samples.segments import BOS, EOS, Sample, Segment, answer, image, question
+from lab.scenes.language import QUESTIONS, Language, Thing
+from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, render
+
+UNDERSTANDING_TASKS = ("caption", "vqa", "text")
+GENERATION_TASKS = ("text_to_image", "edit")
+
+
+class SceneTasks:
+    """Makes samples of every task from one split of the world.
+
+    Args:
+        split: digits and scenes.
+        turns: questions asked about one image or description (dense supervision: several questions share one image).
+    """
+
+    def __init__(self, split: WorldSplit, turns: int = 6) -> None:
+        self.split = split
+        self.turns = turns
+        self.language = Language(split.world)
+        self.tasks: dict[str, Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]] = {
+            "caption": self._caption,
+            "vqa": self._vqa,
+            "text_to_image": self._text_to_image,
+            "edit": self._edit,
+            "interleaved": self._interleaved,
+            "text": self._text,
+        }
+
+    def __len__(self) -> int:
+        return len(self.split.scenes)
+
+    def sample(self, task: str, row: int, seed: int) -> Sample:
+        """The sample of a task about scene `row`; equal arguments give equal samples."""
+        rng = np.random.default_rng([seed, row])
+        scene = self.split.scenes.take(np.array([row]))
+        segments = self.tasks[task](row, scene, self._things(scene), rng)
+        return Sample(f"{task}/{row}/{seed}", task, (Segment(text=BOS), *segments))
+
+    def question(self, kind: str, row: int, seed: int) -> Sample | None:
+        """One question of one kind about scene `row` (for evaluation), or None where the scene admits none."""
+        rng = np.random.default_rng([seed, row])
+        scene = self.split.scenes.take(np.array([row]))
+        pair = self.language.ask(kind, self._things(scene), rng)
+        if pair is None:
+            return None
+        segments = (Segment(text=BOS), self._image(scene), question(pair[0]), answer(pair[1]))
+        return Sample(f"{kind}/{row}/{seed}", kind, segments)
+
+    def edited(self, row: int, seed: int) -> Scenes:
+        """The scene that the edit sample of the same arguments asks for."""
+        rng = np.random.default_rng([seed, row])
+        scene = self.split.scenes.take(np.array([row]))
+        _, cell, colour = self.language.edit(self._things(scene), rng)
+        return _apply(scene, cell, colour)
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    def _caption(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+        prompt = _pick(self.language.CAPTION_PROMPTS, rng)
+        return self._image(scene), question(prompt), answer(self.language.caption(things))
+
+    def _vqa(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+        return (self._image(scene), *self._turns(things, rng, self.turns))
+
+    def _text_to_image(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        prompt = self.language.draw_prompt(things, rng)
+        return question(prompt), self._image(scene, supervised=True), Segment(text=EOS, supervised=True)
+
+    def _edit(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+        instruction, cell, colour = self.language.edit(things, rng)
+        target = self._image(_apply(scene, cell, colour), supervised=True)
+        return self._image(scene), question(instruction), target, Segment(text=EOS, supervised=True)
+
+    def _interleaved(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        other = self.split.scenes.take(rng.integers(0, len(self), 1))
+        return (
+            self._image(scene),
+            Segment(text=f"{self.language.caption(things)} {EOS}", supervised=True),
+            Segment(text=self.language.description(self._things(other), rng)),
+            self._image(other, supervised=True),
+            Segment(text=EOS, supervised=True),
+        )
+
+    def _text(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+        language = self.language
+        stated = language.listing(things) if rng.random() < 0.5 else language.description(things, rng)
+        extra = int(rng.integers(3))
+        if extra == 0:
+            last = (question(_pick(language.CAPTION_PROMPTS, rng)), answer(language.caption(things)))
+        elif extra == 1:
+            last = (question(_pick(language.LISTING_PROMPTS, rng)), answer(language.listing(things)))
+        else:
+            instruction, cell, colour = language.edit(things, rng)
+            after = self._things(_apply(scene, cell, colour))
+            last = (question(instruction), answer(language.listing(after)))
+        return (Segment(text=stated), *self._turns(things, rng, self.turns), *last)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _turns(self, things: list[Thing], rng: np.random.Generator, turns: int) -> list[Segment]:
+        """Question-answer turns of different kinds in random order."""
+        segments: list[Segment] = []
+        kinds = list(QUESTIONS)
+        for index in rng.permutation(len(kinds)):
+            pair = self.language.ask(kinds[index], things, rng)
+            if pair is not None and len(segments) < 2 * turns:
+                segments += [question(pair[0]), answer(pair[1])]
+        return segments
+
+    def _things(self, scene: Scenes) -> list[Thing]:
+        from lab.scenes.language import things_of
+
+        return things_of(scene, 0)
+
+    def _image(self, scene: Scenes, supervised: bool = False) -> Segment:
+        return image(render(self.split.world, self.split.digits, scene)[0], supervised)
+
+
+def _apply(scene: Scenes, cell: int, colour: str | None) -> Scenes:
+    """The scene after an edit of one cell: recoloured, or emptied when `colour` is None."""
+    edited = scene.take(np.array([0]))
+    if colour is None:
+        edited.digit[0, cell] = EMPTY
+    else:
+        edited.colour[0, cell] = COLOUR_NAMES.index(colour)
+    return edited
+
+
+def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]

@@ -1,0 +1,1 @@
+"""Lightning modules, callbacks, trainer construction, resume."""

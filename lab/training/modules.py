@@ -1,0 +1,194 @@
+"""Lightning modules: what a step computes for each stage. Models know nothing of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lab.errors import LabError, nearest
+from lab.models.contrastive import CaptionedRegions, ContrastiveModel
+from lab.models.unified import UnifiedModel, positions_of
+from lab.samples.batch import Batch
+
+
+class StageModule(pl.LightningModule):
+    """Optimizer, schedule and loss accounting that all stages share.
+
+    Args:
+        model: what is trained.
+        learning_rates: parameter prefix (a role) -> peak learning rate; "" matches every parameter. Parameters that
+            match nothing, or whose `requires_grad` is False, are left alone.
+        steps: optimizer steps of the stage.
+        warmup: steps of linear warm-up; a cosine down to 5% follows.
+        weight_decay: of matrices; vectors and embeddings are not decayed.
+    """
+
+    def __init__(
+        self, model: nn.Module, learning_rates: Mapping[str, float], steps: int, warmup: int, weight_decay: float
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rates, self.steps = dict(learning_rates), steps
+        self.warmup, self.weight_decay = warmup, weight_decay
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add_log(self, name: str, total: Tensor, count: Tensor | float = 1.0) -> None:
+        """Adds to a running mean that stays on the device."""
+        total = total.detach()
+        weight = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+        self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+        self._counts[name] = self._counts.get(name, torch.zeros_like(weight)) + weight
+
+    def take_logs(self) -> dict[str, float]:
+        """Means since the last call; waits for the device."""
+        means = {name: float(self._sums[name] / count) for name, count in self._counts.items() if float(count)}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            rates = [rate for prefix, rate in self.learning_rates.items() if name.startswith(prefix)]
+            if parameter.requires_grad and rates:
+                decay = self.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
+                groups.setdefault((rates[0], decay), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+            betas=(0.9, 0.98),
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.steps, self.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
+
+
+def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int], float]:
+    """Learning-rate factor of a step: linear to 1 over `warmup` steps, then a cosine to `floor` at `steps`."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+class ContrastivePretraining(StageModule):
+    """Encoder pretraining: caption, region and reconstruction losses in stated weights."""
+
+    model: ContrastiveModel
+
+    def __init__(self, model: ContrastiveModel, weights: Mapping[str, float], **schedule: Any) -> None:
+        super().__init__(model, **schedule)
+        self.weights = dict(weights)
+
+    def training_step(self, batch: CaptionedRegions, batch_idx: int) -> Tensor:
+        losses = self.model(batch)
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.add_log("loss", total)
+        for name, loss in losses.items():
+            self.add_log(f"loss_{name}", loss)
+        return total
+
+
+class TextPretraining(StageModule):
+    """Language model pretraining on plain text: cross-entropy of every element, as usual."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        states = self.model(self.model.embed(batch.ids), batch.mask, positions_of(batch.mask))  # (B, T, D)
+        real = batch.mask[:, 1:]
+        logits = self.model.logits(states[:, :-1][real])  # (K, V)
+        loss = F.cross_entropy(logits.float(), batch.ids[:, 1:][real])
+        self.add_log("loss", loss)
+        return loss
+
+
+class ImageDecoderTraining(StageModule):
+    """Image decoder training: pixels from a frozen encoder's tokens, which are blurred a little.
+
+    Args:
+        encoder: frozen.
+        noise: standard deviation of Gaussian noise on tokens, relative to their own deviation, so that the decoder
+            also reads the imperfect tokens that a language model predicts.
+    """
+
+    def __init__(self, model: nn.Module, encoder: nn.Module, noise: float, **schedule: Any) -> None:
+        super().__init__(model, **schedule)
+        self.encoder, self.noise = encoder.requires_grad_(False), noise
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            tokens = self.encoder(batch.pixels_drawn)  # (J, N, D_v)
+            share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
+            tokens = tokens + share * tokens.std() * torch.randn_like(tokens)
+        loss = self.model.loss(tokens, batch.pixels_drawn).mean()
+        self.add_log("loss", loss)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.encoder.eval()
+
+
+class UnifiedTraining(StageModule):
+    """Alignment and instruction tuning of the unified model; the recipe says which roles train.
+
+    Args:
+        model: encoder, connector, text decoder, visual head.
+        trainable: roles that train; all others are frozen and kept in eval mode. For a text decoder with LoRA,
+            `text_decoder.lora` trains the adapters alone.
+        image_weight: weight of the image loss beside the text loss.
+    """
+
+    model: UnifiedModel
+    ROLES = ("encoder", "connector", "text_decoder", "visual_head")
+
+    def __init__(
+        self, model: UnifiedModel, trainable: list[str], image_weight: float, **schedule: Any
+    ) -> None:
+        super().__init__(model, **schedule)
+        self.trainable, self.image_weight = list(trainable), image_weight
+        set_trainable(model, self.trainable)
+
+    def on_train_epoch_start(self) -> None:
+        for role in self.ROLES:
+            getattr(self.model, role).train(any(part.split(".")[0] == role for part in self.trainable))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.model(batch)
+        total = losses.text + self.image_weight * losses.image
+        self.add_log("loss", total)
+        for index, task in enumerate(batch.tasks):
+            self.add_log(f"loss_{task}", losses.text_sum[index], losses.text_count[index])
+            self.add_log(f"loss_{task}_image", losses.image_sum[index], losses.image_count[index])
+        return total
+
+
+def set_trainable(model: nn.Module, trainable: list[str]) -> None:
+    """Freezes every role of the unified model that the recipe does not name.
+
+    Raises:
+        LabError: an unknown role, or LoRA asked for where there is none.
+    """
+    known = (*UnifiedTraining.ROLES, "text_decoder.lora")
+    for part in trainable:
+        if part not in known:
+            raise LabError(f"trainable: unknown part '{part}'{nearest(part, known)}")
+    model.requires_grad_(False)
+    for part in trainable:
+        if part == "text_decoder.lora":
+            adapters = model.text_decoder.adapter_parameters()
+            if not adapters:
+                raise LabError("trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank")
+            for _, parameter in adapters:
+                parameter.requires_grad_(True)
+        else:
+            getattr(model, part).requires_grad_(True)
