@@ -1,0 +1,1 @@
+"""Numbers into tables, pictures and words."""
