@@ -124,7 +124,7 @@ def check(role: str, spec: str | Mapping[str, Any], where: str | None = None) ->
             mistakes.append(f"no setting '{name}'{nearest(str(name), declared)}")
         elif not declared[name].accepts(value):
             mistakes.append(
-                f"'{name}' must be {declared[name].annotation}, not {value!r}{_hint(declared[name], value)}"
+                f"'{name}' must be {declared[name].annotation}, not {value!r}{_hint(declared[name].annotation, value)}"
             )
     if mistakes:
         raise LabError(f"{where} {word}: " + "; ".join(mistakes))

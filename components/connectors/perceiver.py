@@ -19,8 +19,8 @@ __all__ = ["Perceiver"]
 class Perceiver(nn.Module):
     """A fixed number of tokens, whatever the encoder gives; the image's grid is not kept.
 
-    Pre-norm blocks of the encoder's width without biases. Keys and values are the image's tokens and the latents
-    together, so that one attention serves as both cross- and self-attention.
+    Pre-norm blocks of the encoder's width without biases. Keys and values are the image's tokens and the
+    latents together, so that one attention serves as both cross- and self-attention.
 
     Args:
         dim_in: width of the encoder's tokens, D_v, and of the blocks.

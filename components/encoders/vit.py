@@ -89,5 +89,5 @@ def _stem(patch_size: int, dim: int) -> nn.Module:
     for width_in, width_out in pairwise(widths):
         layers += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.GELU()]
     stem = nn.Sequential(*layers, nn.Conv2d(dim, dim, 1))
-    stem.num_features = dim  # what timm asks of a backbone
+    stem.num_features = dim  # type: ignore[assignment]  # what timm asks of a backbone
     return stem
