@@ -8,8 +8,8 @@ from typing import Any
 
 from lab.reports import tables
 from lab.reports.arms import Comparison, read
-from lab.reports.measures import MEASURES
-from lab.tracking import Run, log_arm, start_run
+from lab.reports.measures import GENERATION, MEASURES, UNDERSTANDING
+from lab.tracking import Run, log_arm, log_view, start_run
 
 __all__ = ["Comparison", "compare"]
 
@@ -77,6 +77,8 @@ def _record(comparison: Comparison, output: Path, run: Run | None) -> None:
     """Puts final numbers on the arms' runs, where MLflow compares arms, and files on the comparison's."""
     for arm in comparison.arms:
         log_arm(comparison.name, arm.name, arm.choices, arm.metrics)
+    first = [UNDERSTANDING.name, GENERATION.name]  # side by side, before the UI's table runs out of width
+    log_view(comparison.name, list(dict.fromkeys([*first, *(m.name for m in tables.columns(comparison))])))
     if run is not None:
         _attach(run, output)
         return

@@ -6,6 +6,6 @@ Nothing heavy is imported before a run is opened. The Trainer's logger is
 
 from __future__ import annotations
 
-from lab.tracking.run import Run, arm_run, log_arm, start_run
+from lab.tracking.run import Run, arm_run, log_arm, log_view, start_run
 
-__all__ = ["Run", "arm_run", "log_arm", "start_run"]
+__all__ = ["Run", "arm_run", "log_arm", "log_view", "start_run"]

@@ -10,12 +10,12 @@ import getpass
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.tracking import names, process, source, store
+from lab.tracking import names, process, source, store, view
 
 if TYPE_CHECKING:
     import mlflow.entities
@@ -112,7 +112,10 @@ class Run:
 
             origin = json.dumps({"tags": {"dvc": digest}})
             entity = Dataset(name=name, digest=digest[:36], source_type="code", source=origin)
-            client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+            used = DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+            client.log_inputs(run_id, [used])
+            if arm := client.get_run(run_id).data.tags.get(_PARENT):
+                client.log_inputs(arm, [used])  # the UI's table shows arms before their stages
 
         self._try(log)
 
@@ -208,7 +211,18 @@ def log_arm(experiment: str, arm: str, params: Mapping[str, Any], metrics: Mappi
     """
     with arm_run(experiment, arm, names.system(params)) as run:
         run.params(params)
-        run.metrics(metrics)
+        run.metrics({name: round(value, 4) for name, value in metrics.items()})  # a table shows every digit
+
+
+def log_view(experiment: str, metrics: Sequence[str]) -> None:
+    """Makes these metrics the columns of the page that `lab ui` opens, in this order."""
+    if not store.enabled():
+        return
+    try:
+        with store.locked_client() as client:
+            client.set_experiment_tag(_experiment(client, experiment), *view.view_tag(metrics))
+    except Exception as error:
+        _warn("MLflow is out of reach; its table keeps its columns", error)
 
 
 def _open(

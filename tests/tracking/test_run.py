@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from lab.tracking import arm_run, log_arm, process, start_run
+from lab.tracking import arm_run, log_arm, log_view, process, start_run, view
 from lab.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def test_a_stage_is_recorded_under_its_arm(client: MlflowClient) -> None:
         run.image("samples/generated", np.zeros((3, 8, 8)), step=3)
     (stage,), (arm,) = runs(client, "stage"), runs(client, "arm")
     assert stage.info.run_id == run.id
+    assert arm.inputs.dataset_inputs[0].dataset.name == "scenes"
     assert (stage.info.run_name, stage.info.status) == ("instruct linear-a", "FINISHED")
     assert (arm.info.run_name, arm.info.status) == ("linear-a", "FINISHED")
     assert stage.data.tags["mlflow.parentRunId"] == arm.info.run_id
@@ -132,6 +136,19 @@ def test_an_arm_carries_its_choices_and_final_numbers(client: MlflowClient) -> N
     assert arm.data.metrics == {"understanding/vqa": 0.8}
     log_arm("mix", "linear-a", {**words, "encoder": "patches"}, {"understanding/vqa": 0.6})  # another arm
     assert sorted(arm.data.params["encoder"] for arm in runs(client, "arm")) == ["patches", "vit"]
+
+
+def test_the_page_of_arms_has_its_columns(client: MlflowClient) -> None:
+    log_view("mix", ["understanding/vqa", "generation/scene"])
+    experiment = client.get_experiment_by_name("mix")
+    assert experiment is not None
+    page = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+    assert view.link("http://127.0.0.1:5000", experiment) == f"{page}&viewStateShareKey=arms"
+    tag = json.loads(experiment.tags["mlflow.sharedViewState.arms"])
+    state = json.loads(zlib.decompress(base64.b64decode(tag["state"].removeprefix("deflate;"))))
+    assert state["columnOrder"] == ["metrics.`understanding/vqa`", "metrics.`generation/scene`"]
+    bare = client.get_experiment(client.create_experiment("bare"))
+    assert view.link("http://127.0.0.1:5000", bare).endswith("machine_learning")
 
 
 def test_an_artifact_on_the_arm(client: MlflowClient, tmp_path: Path) -> None:
