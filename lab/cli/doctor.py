@@ -22,7 +22,7 @@ _PACKAGES = ("pytorch-lightning", "transformers", "diffusers", "timm", "peft", "
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `remedy` is empty where nothing is wrong; `broken` means the lab cannot work."""
+    """One line of the report. `remedy` is empty where all is well; `broken` means the lab cannot work."""
 
     name: str
     detail: str
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     broken = 0
-    for check in (_python, _torch, _packages, _devices, _threads, _dvc, _mlflow, _optuna, _disk):
+    for check in _CHECKS:
         for finding in _guarded(check):
             print(finding, flush=True)
             broken += finding.broken
@@ -188,3 +188,6 @@ def _disk() -> Iterator[Finding]:
         "too little for a run: free some, or `dvc gc -w`" if free < 1 else "getting short" if free < 5 else ""
     )
     yield Finding("disk", f"{free:.0f} GiB free", remedy, broken=free < 1)
+
+
+_CHECKS = (_python, _torch, _packages, _devices, _threads, _dvc, _mlflow, _optuna, _disk)

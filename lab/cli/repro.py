@@ -22,6 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise LabError(f"--jobs must be at least 1, not {args.jobs}")
+    from lab.config import load_params
     from lab.graph.runner import default_jobs, reproduce
 
-    return reproduce(Path.cwd(), args.targets, args.jobs or default_jobs())
+    folder = Path.cwd()
+    load_params(folder / "params.yaml")  # every mistake in it at once, before anything runs
+    return reproduce(folder, args.targets, args.jobs or default_jobs())

@@ -22,14 +22,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lab.tracking.store import artifact_root, connect, store_lock, tracking_uri
+    from lab.tracking.store import artifact_root, locked_client, tracking_uri
 
     uri = tracking_uri()
     served = uri.startswith(("http:", "https:"))
     if not served and not _free(args.port):
         raise LabError(f"port {args.port} of {_HOST} is taken; choose another: lab ui --port {args.port + 1}")
-    with store_lock():
-        experiments = connect().search_experiments()
+    with locked_client() as client:
+        experiments = client.search_experiments()
     address = uri if served else f"http://{_HOST}:{args.port}"
     print(links(address, experiments, _name_here()))
     if served:
