@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,59 @@ from lab.reports.arms import Comparison, read
 from lab.reports.measures import GENERATION, MEASURES, UNDERSTANDING
 from lab.tracking import Run, log_arm, log_view, start_run
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare", "write_comparison"]
 
 
-def compare(folder: Path, run: Run | None = None) -> Comparison:
+def compare(folder: Path) -> Comparison:
     """Compares a pipeline's arms: prints the table, writes `output/compare/` and `metrics/comparison.json`.
 
     Args:
         folder: The folder of the pipeline's params.yaml.
-        run: The MLflow run that gets the pictures; without one, a run named `compare` is opened.
 
     Raises:
         LabError: No arm was evaluated yet, or a metric file is broken.
     """
+    comparison = read(folder)
+    output = folder / "output" / "compare"
+    with start_run(experiment=comparison.name, arm=None, stage="compare", name="compare") as run:
+        numbers = _publish(comparison, output, run)
+    _write(folder / "metrics" / "comparison.json", _dump(numbers))
+    print(f"The page with all pictures: {output / 'comparison.html'}")
+    return comparison
+
+
+def write_comparison(folder: Path, output: Path, run: Run | None = None) -> dict[str, Any]:
+    """The same as a stage: into a given folder and a run that is already open.
+
+    Args:
+        folder: The folder of the pipeline's params.yaml.
+        output: Where the files go.
+        run: The MLflow run that gets them.
+
+    Returns:
+        The main numbers.
+    """
+    return _publish(read(folder), output, run)
+
+
+def _publish(comparison: Comparison, output: Path, run: Run | None) -> dict[str, Any]:
     from lab.reports.page import page
     from lab.reports.plots import draw, read_samples
 
-    comparison = read(folder)
-    output = folder / "output" / "compare"
     output.mkdir(parents=True, exist_ok=True)
     plots = draw(comparison, output)
     _write(output / "comparison.md", tables.markdown(comparison))
     _write(output / "comparison.csv", tables.comma_separated(comparison))
     _write(output / "comparison.json", _dump(everything(comparison)))
     _write(output / "comparison.html", page(comparison, plots, read_samples(comparison)))
-    _write(folder / "metrics" / "comparison.json", _dump(summary(comparison)))
     tables.show(comparison)
-    print(f"The page with all pictures: {output / 'comparison.html'}")
-    _record(comparison, output, run)
-    return comparison
+    _record(comparison)
+    if run is not None:
+        for path in sorted(output.glob("*.png")):
+            run.artifact(path, "plots")
+        for path in sorted(output.glob("comparison.*")):
+            run.artifact(path)
+    return summary(comparison)
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
@@ -73,24 +98,12 @@ def everything(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _record(comparison: Comparison, output: Path, run: Run | None) -> None:
-    """Puts final numbers on the arms' runs, where MLflow compares arms, and files on the comparison's."""
+def _record(comparison: Comparison) -> None:
+    """Puts the final numbers on the arms' own runs, where MLflow compares arms."""
     for arm in comparison.arms:
         log_arm(comparison.name, arm.name, arm.choices, arm.metrics)
     first = [UNDERSTANDING.name, GENERATION.name]  # side by side, before the UI's table runs out of width
     log_view(comparison.name, list(dict.fromkeys([*first, *(m.name for m in tables.columns(comparison))])))
-    if run is not None:
-        _attach(run, output)
-        return
-    with start_run(experiment=comparison.name, arm=None, stage="compare", name="compare") as own:
-        _attach(own, output)
-
-
-def _attach(run: Run, output: Path) -> None:
-    for path in sorted(output.glob("*.png")):
-        run.artifact(path, "plots")
-    for path in sorted(output.glob("comparison.*")):
-        run.artifact(path)
 
 
 def _dump(content: dict[str, Any]) -> str:
@@ -99,4 +112,6 @@ def _dump(content: dict[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)  # never into a file that DVC's cache may share by a hard link

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,5 +58,7 @@ def styled() -> Iterator[None]:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG: same numbers, same bytes."""
-    figure.savefig(path, metadata={"Software": None})
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    figure.savefig(draft, metadata={"Software": None})
+    os.replace(draft, path)  # never into a file that DVC's cache may share by a hard link
     plt.close(figure)

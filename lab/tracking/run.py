@@ -160,8 +160,7 @@ def start_run(
         identity: Hash of all that determines the stage. An unfinished run of the same identity whose
             process is gone is continued instead of started anew.
         params: Settings, flat or nested.
-        tags: Component words, mix, seed and so on. Where ``system`` is among them, arms that differ in it
-            are different arms.
+        tags: Component words, mix, seed and so on. Arms of one name whose words differ are different arms.
         dataset: Name and DVC hash of the data.
 
     Yields:
@@ -247,7 +246,8 @@ def _open(
             if earlier is not None:
                 return _continue(client, earlier, name, marks)
             if arm is not None:
-                marks[_PARENT] = _arm(client, where, arm, str(tags.get("system", "")))
+                system = names.system(tags) if "connector" in tags else ""  # shared stages serve every system
+                marks[_PARENT] = _arm(client, where, arm, system)
                 client.update_run(marks[_PARENT], status="RUNNING")
             return Run(client, client.create_run(where, tags=marks, run_name=name).info.run_id)
     except Exception as error:

@@ -43,9 +43,9 @@ def make_pipeline(
             np.savez(out / "samples.npz", real=real, reconstructed=blurred, generated=drawn)
             (out / "samples.json").write_text(json.dumps(_texts(generator)))
     for stage, numbers in {
-        "judge": {"digit": 0.974, "colour": 1.0, "empty": 1.0, "scene": 0.948},
-        "encoder": {"probe_digit": 0.785, "retrieval": 0.63},
-        "image_decoder": {"psnr": 30.1, "digit": 0.953},
+        "judge": {"judge/digit": 0.974, "judge/colour": 1.0, "judge/place": 1.0, "judge/scene": 0.948},
+        "encoder": {"encoder/region": 0.785},
+        "image_decoder": {"reconstruction/psnr": 30.1, "reconstruction/digit": 0.953},
     }.items():
         (folder / "metrics" / f"{stage}.json").write_text(json.dumps(numbers))
         (folder / "output" / stage).mkdir(parents=True)

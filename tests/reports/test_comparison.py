@@ -10,7 +10,7 @@ from PIL import Image
 
 from lab.errors import LabError
 from lab.reports.arms import Arm, pareto_front, read
-from lab.reports.comparison import compare
+from lab.reports.comparison import compare, write_comparison
 from lab.reports.measures import GENERATION, UNDERSTANDING
 
 
@@ -95,6 +95,13 @@ def test_arms_that_are_no_longer_declared_are_named_and_left_out(pipeline: Path)
     comparison = read(pipeline)
     assert [arm.connector for arm in comparison.arms] == ["linear", "linear", "perceiver", "perceiver"]
     assert comparison.left_out == ("q_former-generation", "q_former-understanding")
+
+
+def test_the_stage_writes_where_it_is_told_and_returns_the_numbers(pipeline: Path, tmp_path: Path) -> None:
+    numbers = write_comparison(pipeline, tmp_path / "partial")
+    assert (tmp_path / "partial" / "comparison.html").exists()
+    assert not (pipeline / "output" / "compare").exists()
+    assert numbers["best"] == "linear-generation"
 
 
 def test_shared_costs_come_from_the_stages(pipeline: Path) -> None:

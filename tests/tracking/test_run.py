@@ -127,7 +127,7 @@ def test_a_living_stage_of_the_same_identity_is_left_alone(client: MlflowClient)
 
 def test_an_arm_carries_its_choices_and_final_numbers(client: MlflowClient) -> None:
     words = {"connector": "linear", "encoder": "vit", "mix": "a"}
-    with start_run(**STAGE, identity="i1", tags={"system": "vit linear"}):
+    with start_run(**STAGE, identity="i1", tags=words):
         pass
     log_arm("mix", "linear-a", words, {"understanding/vqa": 0.7, "generation/digit": float("inf")})
     log_arm("mix", "linear-a", words, {"understanding/vqa": 0.8})  # again, after more training
