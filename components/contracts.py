@@ -83,9 +83,25 @@ class TextDecoder(Protocol):
 
 
 class VisualHead(Protocol):
-    """`VisualHead(dim, dim_target, num_tokens, *, ...)`: hidden states to visual targets."""
+    """`VisualHead(dim, dim_target, num_tokens, *, ...)`: hidden states to visual targets and back."""
 
-    num_tokens: int
+    num_tokens: int  # N
+
+    def standardise(self, tokens: Tensor) -> None:
+        """Learn the scale of the targets from a sample of visual tokens (..., D_v)."""
+        ...
+
+    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Map visual tokens (B, n, D_v), from number `first` on, to the language model's inputs (B, n, D)."""
+        ...
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Predict visual tokens (B, n, D_v) from the states before them (B, n, D)."""
+        ...
+
+    def loss(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """Compare the states before an image's tokens (B, N, D) with the tokens (B, N, D_v): (B,)."""
+        ...
 
 
 class ImageDecoder(Protocol):

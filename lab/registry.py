@@ -120,12 +120,12 @@ def check(role: str, spec: str | Mapping[str, Any], where: str | None = None) ->
     declared = {parameter.name: parameter for parameter in describe(role, word).parameters}
     mistakes = []
     for name, value in settings.items():
-        if name not in declared:
+        parameter = declared.get(name)
+        if parameter is None:
             mistakes.append(f"no setting '{name}'{nearest(str(name), declared)}")
-        elif not declared[name].accepts(value):
-            mistakes.append(
-                f"'{name}' must be {declared[name].annotation}, not {value!r}{_hint(declared[name].annotation, value)}"
-            )
+        elif not parameter.accepts(value):
+            hint = _hint(parameter.annotation, value)
+            mistakes.append(f"'{name}' must be {parameter.annotation}, not {value!r}{hint}")
     if mistakes:
         raise LabError(f"{where} {word}: " + "; ".join(mistakes))
     return word, settings

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["Diffusion"]
 
-NEAREST = 0.05  # time 0 is the clean image; closer to it the velocity's weight 1 / time^2 has no bound
+NEAREST = 0.2  # time 0 is the clean image; nearer than this the velocity's weight 1 / time^2 grows no more
 
 
 class Diffusion(nn.Module):
@@ -91,10 +91,10 @@ class Diffusion(nn.Module):
         """Denoise pixels (B, 3, H, W) in [0, 1] at one random time each: squared error per sample (B,)."""
         clean = pixels * 2 - 1
         noise = torch.randn_like(clean)
-        time = torch.rand_like(clean[:, :1, :1, :1]).clamp(min=NEAREST)  # (B, 1, 1, 1)
+        time = torch.rand_like(clean[:, :1, :1, :1])  # (B, 1, 1, 1)
         keep, blend = self._schedule(time)
         predicted = self._predict(self._condition(tokens), keep * clean + blend * noise, time)
-        error = (predicted - clean) / time if self.process == "flow" else predicted - noise
+        error = (predicted - clean) / time.clamp(min=NEAREST) if self.process == "flow" else predicted - noise
         return error.square().mean(dim=(1, 2, 3))
 
     def sample(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
