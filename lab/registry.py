@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lab.errors import LabError, nearest
-
-if TYPE_CHECKING:
-    from torch import nn
 
 COMPONENTS = Path(__file__).resolve().parents[1] / "components"
 
@@ -131,8 +128,8 @@ def check(role: str, spec: str | Mapping[str, Any], where: str | None = None) ->
     return word, settings
 
 
-def build(role: str, spec: str | Mapping[str, Any], *args: Any) -> nn.Module:
-    """Import a component and construct it.
+def build(role: str, spec: str | Mapping[str, Any], *args: Any) -> Any:
+    """Import a component and construct it: an `nn.Module` with the role's protocol (`components.contracts`).
 
     Args:
         role: one of `ROLES`.
