@@ -1,1 +1,1 @@
-"""From what a trained system does to numbers."""
+"""Outputs of trained models into numbers, each with an interval."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,21 @@ class CaptionedRegions:
         captions: (B, L) ids, 0 is padding.
         phrases: (U, L') ids of the batch's different region phrases, 0 is padding.
         phrase_of: (B, C) index into `phrases` of each cell of a square grid, raster order.
+        occupied: (B, C) cells that hold something.
+        sample_ids: B names.
     """
 
     pixels: Tensor
     captions: Tensor
     phrases: Tensor
     phrase_of: Tensor
+    occupied: Tensor
+    sample_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> CaptionedRegions:
+        """The batch on another device."""
+        tensors = ("pixels", "captions", "phrases", "phrase_of", "occupied")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
 class ContrastiveModel(nn.Module):
@@ -64,22 +73,30 @@ class ContrastiveModel(nn.Module):
         grid = tokens.transpose(1, 2).unflatten(2, self.encoder.grid)  # (B, D_v, gh, gw)
         return F.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
 
-    def forward(self, batch: CaptionedRegions) -> dict[str, Tensor]:
-        """Scalar losses `caption`, `region` and `reconstruction` (mean squared error of pixels)."""
-        tokens = self.encoder(batch.pixels)  # (B, N, D_v)
-        scale = self.log_scale.clamp(max=4.6).exp()
+    def caption_loss(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
+        """Scalar; images (B, N, D_v) against the captions of the batch, both ways."""
         image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)  # (B, dim)
-        caption_logits = scale[0] * image @ self.embed_text(batch.captions).T  # (B, B)
+        logits = self._scale(0) * image @ self.embed_text(batch.captions).T  # (B, B)
         same = (batch.captions.unsqueeze(0) == batch.captions.unsqueeze(1)).all(dim=-1)  # (B, B) equal captions
+        return (_multi_positive(logits, same) + _multi_positive(logits.T, same)) / 2
+
+    def region_logits(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
+        """(B, C, U): every cell of the images (B, N, D_v) against every phrase of the batch."""
         side = round(batch.phrase_of.shape[1] ** 0.5)
         region = F.normalize(self.region_projection(self.regions(tokens, side)), dim=-1)  # (B, C, dim)
-        region_logits = scale[1] * region @ self.embed_text(batch.phrases).T  # (B, C, U)
+        return self._scale(1) * region @ self.embed_text(batch.phrases).T
+
+    def region_loss(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
+        """Scalar; each cell has to find its phrase among all of the batch."""
+        return F.cross_entropy(self.region_logits(tokens, batch).flatten(0, 1), batch.phrase_of.flatten())
+
+    def reconstruction_loss(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
+        """Scalar, mean squared error of pixels read linearly from the token of their patch."""
         patches = F.pixel_unshuffle(batch.pixels, self.patch).flatten(2).transpose(1, 2)  # (B, N, 3 * patch^2)
-        return {
-            "caption": (_multi_positive(caption_logits, same) + _multi_positive(caption_logits.T, same)) / 2,
-            "region": F.cross_entropy(region_logits.flatten(0, 1), batch.phrase_of.flatten()),
-            "reconstruction": F.mse_loss(self.readout(tokens), patches),
-        }
+        return F.mse_loss(self.readout(tokens), patches)
+
+    def _scale(self, index: int) -> Tensor:
+        return self.log_scale[index].clamp(max=4.6).exp()
 
 
 def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ def things_of(scenes: Scenes, row: int) -> list[Thing]:
 
 
 def place_names(world: World) -> tuple[str, ...]:
-    """The name of each cell, in raster order: "top left", ... or "row 2 column 4" on grids larger than 3."""
+    """The name of each cell, in raster order: "top-left", ... or "row-2-column-4" on grids larger than 3."""
     if world.grid in _ROWS:
-        return tuple(f"{row} {column}" for row in _ROWS[world.grid] for column in _COLUMNS[world.grid])
+        return tuple(f"{row}-{column}" for row in _ROWS[world.grid] for column in _COLUMNS[world.grid])
     side = range(1, world.grid + 1)
-    return tuple(f"row {row} column {column}" for row in side for column in side)
+    return tuple(f"row-{row}-column-{column}" for row in side for column in side)
 
 
 class Language:
@@ -54,13 +54,18 @@ class Language:
     # -- descriptions ------------------------------------------------------------------------------------------------
 
     def caption(self, things: Sequence[Thing]) -> str:
-        """The canonical caption: raster order, one form. This is what captioning is scored against."""
-        return " , ".join(f"{thing.colour} {thing.digit} {self.places[thing.cell]}" for thing in things)
+        """The canonical caption, which captioning is scored against: raster order, what stands at each place."""
+        return " , ".join(f"{self.places[thing.cell]} {thing.colour} {thing.digit}" for thing in things)
+
+    def inventory(self, things: Sequence[Thing]) -> str:
+        """The digits in ascending order, with the colour and the place of each."""
+        ascending = sorted(things, key=lambda thing: thing.digit)
+        return " , ".join(f"{thing.digit} {thing.colour} {self.places[thing.cell]}" for thing in ascending)
 
     def listing(self, things: Sequence[Thing]) -> str:
-        """Every cell in raster order, empty ones included."""
+        """Every cell in raster order with its name, empty ones included."""
         content = {thing.cell: f"{thing.colour} {thing.digit}" for thing in things}
-        return " , ".join(content.get(cell, "empty") for cell in range(self.world.cells))
+        return " , ".join(f"{place} {content.get(cell, 'empty')}" for cell, place in enumerate(self.places))
 
     def description(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
         """A free description: one of several forms, digits in any order."""
@@ -73,11 +78,12 @@ class Language:
             return " , ".join(f"{self.places[t.cell]} : {t.colour} {t.digit}" for t in order)
         if form == 2:
             return " and ".join(f"the {self.places[t.cell]} holds a {t.colour} {t.digit}" for t in order)
-        return self.caption(order)
+        return " , ".join(f"{t.colour} {t.digit} {self.places[t.cell]}" for t in order)
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
     CAPTION_PROMPTS = ("describe the image", "what is in the image ?", "give a caption", "what do you see ?")
+    INVENTORY_PROMPTS = ("list the digits", "which digits are there ?", "name every digit")
     LISTING_PROMPTS = ("list every place", "what is at each place ?")
     DRAW_PROMPTS = ("draw {}", "generate an image of {}", "an image with {}", "please draw : {}")
 
@@ -115,10 +121,10 @@ class Language:
         """Every word that can occur, sorted."""
         rng = np.random.default_rng(0)
         text = [
-            "a red 3 at the top left and holds : , empty ?",
+            "a red 3 at the top-left and holds : , empty ?",
             *(self.places + COLOUR_NAMES),
             *map(str, range(19)),
-            *(self.CAPTION_PROMPTS + self.LISTING_PROMPTS),
+            *(self.CAPTION_PROMPTS + self.INVENTORY_PROMPTS + self.LISTING_PROMPTS),
             *(prompt.format("") for prompt in self.DRAW_PROMPTS),
             "yes no",
         ]
@@ -146,25 +152,25 @@ Question = tuple[str, str]
 def _digit_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
     place = language.places[thing.cell]
-    return _pick((f"which digit is at the {place} ?", f"what digit is at the {place} ?"), rng), str(thing.digit)
+    return _pick((f"which digit is {place} ?", f"digit at {place} ?"), rng), str(thing.digit)
 
 
 def _colour_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
     place = language.places[thing.cell]
-    forms = (f"what colour is the digit at the {place} ?", f"which colour is at the {place} ?")
+    forms = (f"which colour is {place} ?", f"colour at {place} ?")
     return _pick(forms, rng), thing.colour
 
 
 def _colour_of(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
-    forms = (f"what colour is the {thing.digit} ?", f"which colour is the {thing.digit} ?")
+    forms = (f"which colour is the {thing.digit} ?", f"colour of the {thing.digit} ?")
     return _pick(forms, rng), thing.colour
 
 
 def _where(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
-    forms = (f"where is the {thing.digit} ?", f"at which place is the {thing.digit} ?")
+    forms = (f"where is the {thing.digit} ?", f"place of the {thing.digit} ?")
     return _pick(forms, rng), language.places[thing.cell]
 
 
@@ -182,11 +188,11 @@ def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generato
     else:
         digit, colour, reply = _pick([d for d in range(10) if d not in present], rng), "", "no"
     what = f"{colour} {digit}" if with_colour else f"{digit}"
-    return _pick((f"is there a {what} ?", f"do you see a {what} ?"), rng), reply
+    return _pick((f"is there a {what} ?", f"any {what} ?"), rng), reply
 
 
 def _count(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
-    forms = ("how many digits are there ?", "how many digits do you see ?")
+    forms = ("how many digits ?", "number of digits ?")
     return _pick(forms, rng), str(len(things))
 
 
@@ -196,7 +202,7 @@ def _compare(language: Language, things: Sequence[Thing], rng: np.random.Generat
     first, second = (things[index] for index in rng.permutation(len(things))[:2])
     one, two = language.places[first.cell], language.places[second.cell]
     reply = "yes" if first.digit > second.digit else "no"
-    return f"is the digit at the {one} larger than the digit at the {two} ?", reply
+    return f"is {one} larger than {two} ?", reply
 
 
 def _add(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
@@ -204,7 +210,7 @@ def _add(language: Language, things: Sequence[Thing], rng: np.random.Generator) 
         return None
     first, second = (things[index] for index in rng.permutation(len(things))[:2])
     one, two = language.places[first.cell], language.places[second.cell]
-    return f"what is the sum of the digits at the {one} and the {two} ?", str(first.digit + second.digit)
+    return f"sum of {one} and {two} ?", str(first.digit + second.digit)
 
 
 QUESTIONS: dict[str, Callable[[Language, Sequence[Thing], np.random.Generator], Question | None]] = {

@@ -3,6 +3,7 @@
 | task | the model reads | the model produces |
 |---|---|---|
 | caption | image, prompt | canonical caption |
+| inventory | image, prompt | digits in ascending order, each with colour and place |
 | vqa | image, several questions | answers |
 | text_to_image | description | image |
 | edit | image, instruction | edited image |
@@ -17,11 +18,11 @@ from collections.abc import Callable
 import numpy as np
 
 from lab.samples.segments import BOS, EOS, Sample, Segment, answer, image, question
-from lab.scenes.language import QUESTIONS, Language, Thing
+from lab.scenes.language import QUESTIONS, Language, Thing, things_of
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, render
 
-UNDERSTANDING_TASKS = ("caption", "vqa", "text")
-GENERATION_TASKS = ("text_to_image", "edit")
+
+
 
 
 class SceneTasks:
@@ -38,6 +39,7 @@ class SceneTasks:
         self.language = Language(split.world)
         self.tasks: dict[str, Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]] = {
             "caption": self._caption,
+            "inventory": self._inventory,
             "vqa": self._vqa,
             "text_to_image": self._text_to_image,
             "edit": self._edit,
@@ -65,6 +67,16 @@ class SceneTasks:
         segments = (Segment(text=BOS), self._image(scene), question(pair[0]), answer(pair[1]))
         return Sample(f"{kind}/{row}/{seed}", kind, segments)
 
+    def text_question(self, kind: str, row: int, seed: int) -> Sample | None:
+        """One question about a described scene, without an image (for evaluating a language model alone)."""
+        rng = np.random.default_rng([seed, row])
+        things = self._things(self.split.scenes.take(np.array([row])))
+        stated = self._stated(things, rng)
+        pair = self.language.ask(kind, things, rng)
+        if pair is None:
+            return None
+        return Sample(f"{kind}/{row}/{seed}", kind, (Segment(text=BOS), stated, question(pair[0]), answer(pair[1])))
+
     def edited(self, row: int, seed: int) -> Scenes:
         """The scene that the edit sample of the same arguments asks for."""
         rng = np.random.default_rng([seed, row])
@@ -77,6 +89,10 @@ class SceneTasks:
     def _caption(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
         prompt = _pick(self.language.CAPTION_PROMPTS, rng)
         return self._image(scene), question(prompt), answer(self.language.caption(things))
+
+    def _inventory(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+        prompt = _pick(self.language.INVENTORY_PROMPTS, rng)
+        return self._image(scene), question(prompt), answer(self.language.inventory(things))
 
     def _vqa(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
         return (self._image(scene), *self._turns(things, rng, self.turns))
@@ -106,19 +122,25 @@ class SceneTasks:
 
     def _text(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
         language = self.language
-        stated = language.listing(things) if rng.random() < 0.5 else language.description(things, rng)
-        extra = int(rng.integers(3))
+        stated = self._stated(things, rng)
+        extra = int(rng.integers(4))
         if extra == 0:
             last = (question(_pick(language.CAPTION_PROMPTS, rng)), answer(language.caption(things)))
+        elif extra == 2:
+            last = (question(_pick(language.INVENTORY_PROMPTS, rng)), answer(language.inventory(things)))
         elif extra == 1:
             last = (question(_pick(language.LISTING_PROMPTS, rng)), answer(language.listing(things)))
         else:
             instruction, cell, colour = language.edit(things, rng)
             after = self._things(_apply(scene, cell, colour))
             last = (question(instruction), answer(language.listing(after)))
-        return (Segment(text=stated), *self._turns(things, rng, self.turns), *last)
+        return (stated, *self._turns(things, rng, self.turns), *last)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _stated(self, things: list[Thing], rng: np.random.Generator) -> Segment:
+        language = self.language
+        return Segment(text=language.listing(things) if rng.random() < 0.5 else language.description(things, rng))
 
     def _turns(self, things: list[Thing], rng: np.random.Generator, turns: int) -> list[Segment]:
         """Question-answer turns of different kinds in random order."""
@@ -131,8 +153,6 @@ class SceneTasks:
         return segments
 
     def _things(self, scene: Scenes) -> list[Thing]:
-        from lab.scenes.language import things_of
-
         return things_of(scene, 0)
 
     def _image(self, scene: Scenes, supervised: bool = False) -> Segment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,10 +95,6 @@ def fit(
             "free some space and run the same command again"
         ) from error
 
-
-def clear(work: Path) -> None:
-    """Removes resumable state that is no longer needed."""
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _quiet_lightning() -> None:

@@ -83,31 +83,37 @@ def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int
 
 
 class ContrastivePretraining(StageModule):
-    """Encoder pretraining: caption, region and reconstruction losses in stated weights."""
+    """Encoder pretraining: caption, region and reconstruction losses in stated weights; a weight of 0 costs nothing."""
 
     model: ContrastiveModel
+    LOSSES = ("caption", "region", "reconstruction")
 
     def __init__(self, model: ContrastiveModel, weights: Mapping[str, float], **schedule: Any) -> None:
         super().__init__(model, **schedule)
-        self.weights = dict(weights)
+        for name in weights:
+            if name not in self.LOSSES:
+                raise LabError(f"stages.encoder.losses: unknown loss '{name}'{nearest(name, self.LOSSES)}")
+        self.weights = {name: weight for name, weight in weights.items() if weight}
 
     def training_step(self, batch: CaptionedRegions, batch_idx: int) -> Tensor:
-        losses = self.model(batch)
-        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.add_log("loss", total)
-        for name, loss in losses.items():
+        tokens = self.model.encoder(batch.pixels)  # (B, N, D_v)
+        total = tokens.new_zeros(())
+        for name, weight in self.weights.items():
+            loss = getattr(self.model, f"{name}_loss")(tokens, batch)
             self.add_log(f"loss_{name}", loss)
+            total = total + weight * loss
+        self.add_log("loss", total)
         return total
 
 
 class TextPretraining(StageModule):
-    """Language model pretraining on plain text: cross-entropy of every element, as usual."""
+    """Language model pretraining on plain text: cross-entropy of the elements that samples mark as supervised."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = self.model(self.model.embed(batch.ids), batch.mask, positions_of(batch.mask))  # (B, T, D)
-        real = batch.mask[:, 1:]
-        logits = self.model.logits(states[:, :-1][real])  # (K, V)
-        loss = F.cross_entropy(logits.float(), batch.ids[:, 1:][real])
+        row, column = batch.supervised.nonzero(as_tuple=True)
+        logits = self.model.logits(states[row, column - 1])  # (K, V)
+        loss = F.cross_entropy(logits.float(), batch.ids[row, column])
         self.add_log("loss", loss)
         return loss
 

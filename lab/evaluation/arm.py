@@ -1,0 +1,167 @@
+"""The whole evaluation of one arm: understanding and generation, every figure with its interval and chance level."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lab.config import EvaluateParams
+from lab.evaluation.generation import draw_all, psnr, reconstruct
+from lab.evaluation.statistics import bootstrap_interval
+from lab.evaluation.understanding import answer_all, majority_share, questions, text_perplexity, things_right
+from lab.models.arm import Arm
+from lab.scenes.judge import Judge, frechet_distance, judge_images
+from lab.scenes.language import QUESTIONS
+from lab.scenes.preview import tile
+from lab.scenes.tasks import SceneTasks
+from lab.scenes.world import Scenes
+
+SHOWN = 12  # samples kept for grids
+
+
+def evaluate_arm(
+    arm: Arm,
+    image_decoder: nn.Module,
+    judge: Judge,
+    tasks: SceneTasks,
+    settings: EvaluateParams,
+    seed: int,
+    out: Path,
+) -> dict[str, Any]:
+    """Scores an arm on held-out scenes.
+
+    Args:
+        arm: in eval mode, like `image_decoder` and `judge`.
+        tasks: of the test split.
+        settings: how many samples.
+        seed: of phrasings and of the image decoder's noise.
+        out: receives `answers.json`, `samples.npz`, `samples.json` and `samples.png`.
+
+    Returns:
+        metrics (name -> value), intervals (name -> [low, high], 95% bootstrap over samples), chance (name -> value),
+        samples (number scored).
+    """
+    start = time.perf_counter()
+    scores: dict[str, np.ndarray] = {}
+    chance: dict[str, float] = {}
+    shown = _understand(arm, tasks, settings, seed, scores, chance, out)
+    scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, shown, out)
+    texts = [tasks.sample("text", row, seed) for row in range(min(settings.texts, len(tasks)))]
+    collate = arm.collate(tuple(tasks.tasks))
+    scalars["understanding/text_perplexity"] = text_perplexity(arm.model, texts, collate, settings.batch_size)
+    metrics = {name: float(values.mean()) for name, values in scores.items()}
+    kinds = [f"understanding/vqa/{kind}" for kind in QUESTIONS]
+    metrics["understanding/vqa"] = float(np.mean([metrics[kind] for kind in kinds]))
+    chance["understanding/vqa"] = float(np.mean([chance[kind] for kind in kinds]))
+    intervals = {name: list(bootstrap_interval(values, seed)) for name, values in scores.items()}
+    number = min(len(scores[kind]) for kind in kinds)
+    balanced = np.mean([scores[kind][:number] for kind in kinds], axis=0)
+    half = float(np.subtract(*bootstrap_interval(balanced, seed)[::-1])) / 2
+    intervals["understanding/vqa"] = [metrics["understanding/vqa"] - half, metrics["understanding/vqa"] + half]
+    seconds = {"cost/evaluate_seconds": round(time.perf_counter() - start, 1)}
+    return {
+        "metrics": metrics | scalars | seconds,
+        "intervals": intervals,
+        "chance": chance,
+        "samples": int(sum(map(len, scores.values()))),
+    }
+
+
+def _understand(
+    arm: Arm,
+    tasks: SceneTasks,
+    settings: EvaluateParams,
+    seed: int,
+    scores: dict[str, np.ndarray],
+    chance: dict[str, float],
+    out: Path,
+) -> list[dict[str, str]]:
+    collate = arm.collate((*QUESTIONS, *tasks.tasks), left=True)
+    asked = questions(tasks, settings.questions, seed)
+    answers = answer_all(arm.model, asked, arm.tokenizer, collate, settings.batch_size)
+    for kind in QUESTIONS:
+        of_kind = sorted((one for one in answers if one.kind == kind), key=lambda one: one.sample_id)
+        scores[f"understanding/vqa/{kind}"] = np.array([one.right for one in of_kind], float)
+        chance[f"understanding/vqa/{kind}"] = majority_share(of_kind)
+    captions = [tasks.sample("caption", row, seed) for row in range(min(settings.captions, len(tasks)))]
+    captioned = answer_all(arm.model, captions, arm.tokenizer, collate, settings.batch_size)
+    captioned.sort(key=lambda one: one.sample_id)
+    scores["understanding/caption"] = np.array([one.right for one in captioned], float)
+    scores["understanding/caption_things"] = np.array([things_right(one) for one in captioned])
+    listed = [
+        {"kind": one.kind, "id": one.sample_id, "question": one.question, "expected": one.expected, "given": one.given}
+        for one in (*answers, *captioned)
+    ]
+    (out / "answers.json").write_text(json.dumps(listed, indent=1) + "\n")
+    by_row = {one.sample_id.split("/")[1]: one for one in captioned}
+    return [
+        {"question": by_row[str(row)].question, "answer": by_row[str(row)].expected, "predicted": by_row[str(row)].given}
+        for row in range(min(SHOWN, len(captioned)))
+    ]
+
+
+def _generate(
+    arm: Arm,
+    image_decoder: nn.Module,
+    judge: Judge,
+    tasks: SceneTasks,
+    settings: EvaluateParams,
+    seed: int,
+    scores: dict[str, np.ndarray],
+    shown: list[dict[str, str]],
+    out: Path,
+) -> dict[str, float]:
+    collate = arm.collate(tuple(tasks.tasks), left=True)
+    rows = np.arange(min(settings.prompts, len(tasks)))
+    prompts = [tasks.sample("text_to_image", int(row), seed) for row in rows]
+    drawn = draw_all(arm.model, image_decoder, prompts, collate, settings.batch_size, seed)
+    scenes = tasks.split.scenes.take(rows)
+    verdict = judge_images(judge, drawn.generated, scenes)
+    for name in ("digit", "colour", "place", "scene"):
+        scores[f"generation/{name}"] = getattr(verdict, name)
+    # Real images of other scenes are the reference: as many as were drawn, so that distances are comparable.
+    other = np.arange(len(tasks) - len(rows), len(tasks))
+    real = judge_images(judge, torch.from_numpy(tasks.split.pixels(other)), tasks.split.scenes.take(other))
+    edit_rows = range(min(settings.edits, len(tasks)))
+    edits = [tasks.sample("edit", row, seed) for row in edit_rows]
+    edited = draw_all(arm.model, image_decoder, edits, collate, settings.batch_size, seed)
+    scores["generation/edit"] = judge_images(
+        judge, edited.generated, _stack([tasks.edited(row, seed) for row in edit_rows])
+    ).scene
+    rebuilt = reconstruct(arm.model.encoder, image_decoder, drawn.real, seed)
+    scores["reconstruction/psnr"] = psnr(rebuilt, drawn.real)
+    scores["reconstruction/digit"] = judge_images(judge, rebuilt, scenes).digit
+    _write_samples(out, drawn.real, rebuilt, drawn.generated, prompts, shown)
+    return {"generation/frechet": frechet_distance(verdict.features, real.features)}
+
+
+def _stack(scenes: list[Scenes]) -> Scenes:
+    return Scenes(**{name: np.concatenate([getattr(s, name) for s in scenes]) for name in Scenes.__dataclass_fields__})
+
+
+def _write_samples(
+    out: Path,
+    real: torch.Tensor,
+    rebuilt: torch.Tensor,
+    generated: torch.Tensor,
+    prompts: list[Any],
+    shown: list[dict[str, str]],
+) -> None:
+    rows = [images[:SHOWN].numpy() for images in (real, rebuilt, generated)]
+    names = ("real", "reconstructed", "generated")
+    np.savez(
+        out / "samples.npz",
+        **{name: (row * 255).round().astype(np.uint8) for name, row in zip(names, rows, strict=True)},
+    )
+    for sample, record in zip(prompts, shown, strict=False):
+        words = " ".join(segment.text or "" for segment in sample.segments[1:2]).split()
+        record["prompt"] = " ".join(word for word in words if not word.startswith("<"))
+    (out / "samples.json").write_text(json.dumps(shown, indent=1) + "\n")
+    sheet = tile(np.concatenate(rows), len(rows[0]))
+    sheet.resize((sheet.width * 3, sheet.height * 3), 0).save(out / "samples.png")

@@ -1,0 +1,77 @@
+"""Images drawn by a trained model, scored by the judge, and reconstructions by the image decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.evaluation.understanding import prompt_of
+from lab.models.generation import generate_image_tokens
+from lab.models.unified import UnifiedModel
+from lab.samples.batch import Collate
+from lab.samples.segments import IMAGE_START, Sample, Segment
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images drawn for B samples: the model's, and the real ones they stand for, (B, 3, H, W) in [0, 1]."""
+
+    generated: Tensor
+    real: Tensor
+
+
+@torch.no_grad()
+def draw_all(
+    model: UnifiedModel,
+    image_decoder: nn.Module,
+    samples: Sequence[Sample],
+    collate: Collate,
+    batch_size: int,
+    seed: int,
+) -> Drawn:
+    """Draws the supervised image of every sample from what precedes it.
+
+    Args:
+        model, image_decoder: in eval mode.
+        samples: each with one supervised image.
+        collate: with left padding.
+        batch_size: rows at once.
+        seed: of the image decoder's noise, if it uses any.
+    """
+    device = next(model.parameters()).device
+    images, real = [], []
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        prompts = [_with_start(prompt_of(sample)) for sample in chunk]
+        tokens = generate_image_tokens(model, collate(prompts).to(device))  # (b, N, D_v)
+        for offset, one in enumerate(tokens):  # a generator an image, so that batch size changes nothing
+            generator = torch.Generator(device).manual_seed(seed + start + offset)
+            images.append(image_decoder.sample(one.unsqueeze(0), generator).cpu())
+        real += [
+            segment.pixels
+            for sample in chunk
+            for segment in sample.segments
+            if segment.supervised and segment.pixels is not None
+        ]
+    return Drawn(torch.cat(images), torch.from_numpy(np.stack(real)))
+
+
+@torch.no_grad()
+def reconstruct(encoder: nn.Module, image_decoder: nn.Module, pixels: Tensor, seed: int) -> Tensor:
+    """Pixels (B, 3, H, W) through encoder and image decoder."""
+    generator = torch.Generator(pixels.device).manual_seed(seed)
+    return torch.cat([image_decoder.sample(encoder(chunk), generator) for chunk in pixels.split(250)])
+
+
+def psnr(first: Tensor, second: Tensor) -> np.ndarray:
+    """Peak signal-to-noise ratio of each image (B,) in dB; pixels in [0, 1]."""
+    error = (first - second).square().flatten(1).mean(dim=1).clamp_min(1e-10)
+    return (-10 * error.log10()).numpy()
+
+
+def _with_start(prompt: Sample) -> Sample:
+    return Sample(prompt.id, prompt.task, (*prompt.segments, Segment(text=IMAGE_START)))

@@ -1,0 +1,57 @@
+"""Held-out losses of the unified model, task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from lab.models.unified import UnifiedModel
+from lab.samples.batch import Collate
+from lab.samples.mixture import Mixture
+from lab.scenes.tasks import SceneTasks
+
+
+@torch.no_grad()
+def validation_losses(
+    model: UnifiedModel,
+    tasks: SceneTasks,
+    collate: Collate,
+    mix: Mapping[str, float],
+    seed: int,
+    batches: int = 4,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Mean text and image loss of every task of the mix on held-out scenes.
+
+    Args:
+        model: in eval mode.
+        tasks: of a held-out split.
+        collate: with right padding.
+        mix: task -> weight.
+        seed: of the samples drawn.
+        batches, batch_size: how many samples.
+
+    Returns:
+        `validation/loss` (text plus image), `validation/loss_<task>` and `validation/loss_<task>_image`.
+    """
+    held_out = Mixture(tasks, mix, batches * batch_size, seed + 1)
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for index in range(batches):
+        batch = collate([held_out[index * batch_size + offset] for offset in range(batch_size)])
+        losses = model(batch.to(next(model.parameters()).device))
+        for name, total, count in (
+            ("", losses.text_sum, losses.text_count),
+            ("_image", losses.image_sum, losses.image_count),
+        ):
+            for task, one, number in zip(batch.tasks, total.tolist(), count.tolist(), strict=True):
+                sums[f"{task}{name}"] = sums.get(f"{task}{name}", 0.0) + one
+                counts[f"{task}{name}"] = counts.get(f"{task}{name}", 0.0) + number
+    means = {f"validation/loss_{name}": sums[name] / counts[name] for name in sums if counts[name]}
+    text = [name for name in sums if not name.endswith("_image")]
+    image = [name for name in sums if name.endswith("_image")]
+    overall = sum(
+        sum(sums[name] for name in names) / max(1.0, sum(counts[name] for name in names)) for names in (text, image)
+    )
+    return {"validation/loss": overall, **means}

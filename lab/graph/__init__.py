@@ -1,0 +1,1 @@
+"""Declaration to stages to results: what runs, when, and from what."""
