@@ -15,7 +15,7 @@ from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Collate
 from lab.samples.segments import EOS, Sample
 from lab.samples.tokenizer import Tokenizer
-from lab.scenes.language import QUESTIONS
+from lab.scenes.language import QUESTIONS, short_answer
 from lab.scenes.tasks import SceneTasks
 
 
@@ -31,7 +31,8 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        return self.given == self.expected
+        """Whether the answer proper is right, whatever evidence was given for it."""
+        return short_answer(self.given) == short_answer(self.expected)
 
 
 def prompt_of(sample: Sample) -> Sample:
@@ -75,7 +76,7 @@ def questions(tasks: SceneTasks, number: int, seed: int) -> list[Sample]:
 
 def majority_share(answers: Iterable[Answer]) -> float:
     """What one would score by always giving the most frequent right answer: the chance level."""
-    counts = Counter(answer.expected for answer in answers)
+    counts = Counter(short_answer(answer.expected) for answer in answers)
     return max(counts.values()) / counts.total()
 
 

@@ -76,6 +76,12 @@ class Context:
     def arm(self) -> str:
         return f"{self.connector}-{self.mix}"
 
+    @property
+    def metrics_name(self) -> str:
+        """The metrics file, relative to `metrics/`."""
+        instance = self.node.instance
+        return f"{self.stage}/{instance}.json" if instance else f"{_METRICS_NAMES.get(self.stage, self.stage)}.json"
+
     def output(self, name: str) -> Path:
         """The output folder of another stage."""
         return self.folder / "output" / name
@@ -213,8 +219,7 @@ def execute(context: Context) -> dict[str, Any]:
         numbers = metrics.get("metrics", metrics)
         run.metrics({name: value for name, value in numbers.items() if isinstance(value, (int, float))})
     if metrics:
-        name = f"{node.stage}/{node.instance}" if node.instance else _METRICS_NAMES.get(node.stage, node.stage)
-        write_metrics(context.folder / "metrics" / f"{name}.json", metrics)
+        write_metrics(context.folder / "metrics" / context.metrics_name, metrics)
     clear(node.work)
     return metrics
 

@@ -14,6 +14,7 @@ import numpy as np
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, World
 
 Choice = TypeVar("Choice")
+EVIDENCE = "so"  # between what an answer saw and what it concludes
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMNS = {2: ("left", "right"), 3: ("left", "centre", "right")}
 
@@ -42,6 +43,16 @@ def place_names(world: World) -> tuple[str, ...]:
         return tuple(f"{row}-{column}" for row in _ROWS[world.grid] for column in _COLUMNS[world.grid])
     side = range(1, world.grid + 1)
     return tuple(f"row-{row}-column-{column}" for row in side for column in side)
+
+
+def with_evidence(evidence: str, short: str) -> str:
+    """An answer that first says what it saw, in the words of a caption, and then answers."""
+    return f"{evidence} {EVIDENCE} {short}"
+
+
+def short_answer(text: str) -> str:
+    """What is scored: the words after the evidence, or all of them where there is none."""
+    return text.rpartition(f"{EVIDENCE} ")[2].strip()
 
 
 class Language:
@@ -121,7 +132,7 @@ class Language:
         """Every word that can occur, sorted."""
         rng = np.random.default_rng(0)
         text = [
-            "a red 3 at the top-left and holds : , empty ?",
+            "a red 3 at the top-left and holds : , empty nowhere so ?",
             *(self.places + COLOUR_NAMES),
             *map(str, range(19)),
             *(self.CAPTION_PROMPTS + self.INVENTORY_PROMPTS + self.LISTING_PROMPTS),
@@ -149,29 +160,40 @@ def _pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
 Question = tuple[str, str]
 
 
+def _at(language: Language, thing: Thing) -> str:
+    """A thing as the caption names it: place first."""
+    return f"{language.places[thing.cell]} {thing.colour} {thing.digit}"
+
+
+def _of(language: Language, thing: Thing) -> str:
+    """A thing as the inventory names it: digit first."""
+    return f"{thing.digit} {thing.colour} {language.places[thing.cell]}"
+
+
 def _digit_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
     place = language.places[thing.cell]
-    return _pick((f"which digit is {place} ?", f"digit at {place} ?"), rng), str(thing.digit)
+    asked = _pick((f"which digit is {place} ?", f"digit at {place} ?"), rng)
+    return asked, with_evidence(_at(language, thing), str(thing.digit))
 
 
 def _colour_at(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
     place = language.places[thing.cell]
-    forms = (f"which colour is {place} ?", f"colour at {place} ?")
-    return _pick(forms, rng), thing.colour
+    asked = _pick((f"which colour is {place} ?", f"colour at {place} ?"), rng)
+    return asked, with_evidence(_at(language, thing), thing.colour)
 
 
 def _colour_of(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
-    forms = (f"which colour is the {thing.digit} ?", f"colour of the {thing.digit} ?")
-    return _pick(forms, rng), thing.colour
+    asked = _pick((f"which colour is the {thing.digit} ?", f"colour of the {thing.digit} ?"), rng)
+    return asked, with_evidence(_of(language, thing), thing.colour)
 
 
 def _where(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
     thing = _pick(things, rng)
-    forms = (f"where is the {thing.digit} ?", f"place of the {thing.digit} ?")
-    return _pick(forms, rng), language.places[thing.cell]
+    asked = _pick((f"where is the {thing.digit} ?", f"place of the {thing.digit} ?"), rng)
+    return asked, with_evidence(_of(language, thing), language.places[thing.cell])
 
 
 def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
@@ -180,15 +202,16 @@ def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generato
     present = {thing.digit for thing in things}
     thing = _pick(things, rng)
     with_colour = rng.random() < 0.5
+    digit, colour, evidence, reply = thing.digit, thing.colour, _of(language, thing), "yes"
     if rng.random() < 0.5:
-        digit, colour, reply = thing.digit, thing.colour, "yes"
-    elif with_colour:
-        digit, reply = thing.digit, "no"
-        colour = _pick([name for name in COLOUR_NAMES if name != thing.colour], rng)
-    else:
-        digit, colour, reply = _pick([d for d in range(10) if d not in present], rng), "", "no"
+        reply = "no"
+        if with_colour:
+            colour = _pick([name for name in COLOUR_NAMES if name != thing.colour], rng)
+        else:
+            digit = _pick([d for d in range(10) if d not in present], rng)
+            evidence = f"{digit} nowhere"
     what = f"{colour} {digit}" if with_colour else f"{digit}"
-    return _pick((f"is there a {what} ?", f"any {what} ?"), rng), reply
+    return _pick((f"is there a {what} ?", f"any {what} ?"), rng), with_evidence(evidence, reply)
 
 
 def _count(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
@@ -202,7 +225,8 @@ def _compare(language: Language, things: Sequence[Thing], rng: np.random.Generat
     first, second = (things[index] for index in rng.permutation(len(things))[:2])
     one, two = language.places[first.cell], language.places[second.cell]
     reply = "yes" if first.digit > second.digit else "no"
-    return f"is {one} larger than {two} ?", reply
+    evidence = f"{_at(language, first)} , {_at(language, second)}"
+    return f"is {one} larger than {two} ?", with_evidence(evidence, reply)
 
 
 def _add(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
@@ -210,7 +234,8 @@ def _add(language: Language, things: Sequence[Thing], rng: np.random.Generator) 
         return None
     first, second = (things[index] for index in rng.permutation(len(things))[:2])
     one, two = language.places[first.cell], language.places[second.cell]
-    return f"sum of {one} and {two} ?", str(first.digit + second.digit)
+    evidence = f"{_at(language, first)} , {_at(language, second)}"
+    return f"sum of {one} and {two} ?", with_evidence(evidence, str(first.digit + second.digit))
 
 
 QUESTIONS: dict[str, Callable[[Language, Sequence[Thing], np.random.Generator], Question | None]] = {

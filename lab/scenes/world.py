@@ -92,10 +92,15 @@ class Scenes:
 
 
 def compose(world: World, digits: DigitPatches, count: int, seed: int) -> Scenes:
-    """Draws scenes: number of digits uniform, then cells, digits (different within a scene), tints and jitter uniform."""
+    """Draws scenes: number of digits n with a probability in proportion to n, the rest uniform.
+
+    Full scenes are frequent because they teach most: where one digit stands alone, knowing what a scene contains answers
+    every question, and nothing has to be looked up by its place. Digits differ within a scene.
+    """
     rng = np.random.default_rng(seed)
     shape = (count, world.cells)
-    number = rng.integers(1, world.max_digits + 1, count)
+    numbers = np.arange(1, world.max_digits + 1)
+    number = rng.choice(numbers, count, p=numbers / numbers.sum())
     occupied = rng.random(shape).argsort(axis=1) < number[:, None]  # (S, C), `number` random cells a scene
     digit = rng.random((count, 10)).argsort(axis=1)[:, : world.cells]  # (S, C) different digits
     if world.cells > 10:

@@ -1,0 +1,204 @@
+"""One arm outside the pipeline: `lab train` and the trials of a sweep. What already exists is reused, never retrained.
+
+A node is looked for by its identity: first among the pipeline's outputs in the current folder, then among nodes that
+earlier arms left in `.lab/nodes`. Only what is found in neither runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.config import Params, check_params, read_tree
+from lab.errors import LabError
+from lab.graph.node import RECORD
+from lab.graph.stages import STAGES, Context, execute, prepare
+
+CHAIN = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
+
+
+def train(declaration: str | None, overrides: list[str]) -> None:
+    """Trains and evaluates one arm and prints its metrics.
+
+    Args:
+        declaration: a YAML file with what differs from params.yaml, or None.
+        overrides: dotted key=value settings. Without `connector=` and `mix=` the first of each is taken.
+    """
+    folder = Path.cwd()
+    params = _single(_declared(folder, declaration, overrides))
+    arm = arm_folder(folder, params)
+    print(f"arm {params.connectors[0]}-{next(iter(params.mixes))}: {os.path.relpath(arm, folder)}", flush=True)
+    result = run_chain(folder, arm, params, CHAIN)
+    for name, value in sorted(result["metrics"].items()):
+        low_high = result["intervals"].get(name)
+        interval = f"  [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
+        print(f"{name:40} {value:8.3f}{interval}")
+
+
+def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
+    """One trial of a sweep: the stages that its settings change, then the evaluation.
+
+    Args:
+        settings: dotted key -> value; `connector` and `mix` choose the arm.
+        report: called with (step, score) during instruction tuning, higher is better (see HeldOutScore); it may raise to
+            stop the trial.
+
+    Returns:
+        Metrics of the evaluation.
+    """
+    from lab.training.progress import HeldOutScore
+
+    folder = Path.cwd()
+    params = _single(_declared(folder, None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]))
+    callback = HeldOutScore(report)
+
+    def watch(context: Context) -> None:
+        if context.stage == "instruct":
+            callback.prepare(context.tasks("validation"), context.params.stages.instruct.steps)
+            context.callbacks = (callback,)
+
+    result = run_chain(folder, arm_folder(folder, params), params, CHAIN, watch)
+    return {name: float(value) for name, value in result["metrics"].items()}
+
+
+def arm_folder(folder: Path, params: Params) -> Path:
+    """Where an arm of these parameters lives, below `.lab/arms`."""
+    import hashlib
+    from dataclasses import asdict
+
+    digest = hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()[:8]
+    return folder / ".lab" / "arms" / f"{params.connectors[0]}-{next(iter(params.mixes))}-{digest}"
+
+
+def run_chain(
+    folder: Path,
+    arm: Path,
+    params: Params,
+    stages: tuple[str, ...],
+    watch: Callable[[Context], None] = lambda context: None,
+) -> dict[str, Any]:
+    """Runs the stages of one arm in order; existing nodes are linked instead.
+
+    Args:
+        folder: of the pipeline, whose outputs are reused.
+        arm: folder of the arm; gets `output/` with links to nodes, and `metrics/`.
+        params: with a single connector and mix.
+        stages: to run.
+        watch: called with every context that is about to run.
+
+    Returns:
+        The metrics of the last stage.
+    """
+    from dataclasses import asdict
+
+    import yaml
+
+    arm.mkdir(parents=True, exist_ok=True)
+    (arm / "params.yaml").write_text(yaml.safe_dump(asdict(params), sort_keys=False))
+    instance = {"connector": params.connectors[0], "mix": next(iter(params.mixes))}
+    metrics: dict[str, Any] = {}
+    for name in stages:
+        wanted = [kind for kind in ("connector", "mix") if _takes(name, kind)]
+        context = prepare(arm, params, name, *(instance[kind] for kind in wanted), work=folder / ".lab" / "work")
+        link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
+        declared = folder / "output" / link.relative_to(arm / "output")
+        for place, numbers in (
+            (declared, folder / "metrics" / context.metrics_name),
+            (node, node.with_suffix(".json")),
+        ):
+            if _identity(place) == context.node.identity:
+                metrics = json.loads(numbers.read_text()) if numbers.exists() else {}
+                _link(link, place)
+                _write(arm / "metrics" / context.metrics_name, metrics)
+                print(f"{context.node.label}: reused from {os.path.relpath(place, folder)}", flush=True)
+                break
+        else:
+            watch(context)
+            context.node = type(context.node)(**{**vars(context.node), "output": node})
+            metrics = execute(context)
+            _write(node.with_suffix(".json"), metrics)
+            _link(link, node)
+    return metrics
+
+
+def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Params:
+    """params.yaml, with a declaration's differences and overrides on top, checked."""
+    changes = []
+    if declaration is not None:
+        path = Path(declaration)
+        changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(read_tree(path))]
+    source = folder / "params.yaml"
+    return check_params(read_tree(source, [*changes, *overrides]), declaration or str(source.name))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _single(params: Params) -> Params:
+    from dataclasses import replace
+
+    mix = next(iter(params.mixes))
+    return replace(params, connectors=params.connectors[:1], mixes={mix: params.mixes[mix]})
+
+
+def _takes(name: str, kind: str) -> bool:
+    stage = STAGES[name]
+    texts = (*stage.keys, *stage.upstream)
+    return any(f"{{{kind}}}" in text for text in texts) or (kind == "connector" and "connector" in stage.roles)
+
+
+def _identity(place: Path) -> str:
+    try:
+        return str(json.loads((place / RECORD).read_text())["identity"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():
+        link.unlink()
+    elif link.exists():
+        shutil.rmtree(link)
+    link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+
+
+def _write(path: Path, metrics: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def find_arm(run: str) -> Path:
+    """The pipeline folder and name of a trained arm: the folder that holds its components.
+
+    Args:
+        run: "linear-understanding" (an arm of the pipeline here), a folder of `.lab/arms`, or a path.
+
+    Raises:
+        LabError: there is no such arm.
+    """
+    from lab.errors import nearest
+
+    folder = Path.cwd()
+    given = Path(run)
+    for place in (given, folder / "output" / "instruct" / run):
+        if (place / "text_decoder" / "config.json").exists():
+            return place
+    for place in (given, folder / ".lab" / "arms" / run):
+        found = sorted((place / "output" / "instruct").glob("*/text_decoder/config.json"))
+        if found:
+            return found[0].parents[1]
+    known = [path.name for path in (folder / "output" / "instruct").glob("*-*")]
+    known += [path.name for path in (folder / ".lab" / "arms").glob("*")]
+    raise LabError(f"no trained arm '{run}'{nearest(run, known)}")

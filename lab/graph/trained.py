@@ -1,0 +1,93 @@
+"""Trying a trained arm by hand: a question about an image, an image from a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from lab.errors import LabError
+from lab.graph.arm import find_arm
+
+
+def ask(run: str, image: str, question: str) -> str:
+    """The arm's answer to a question about an image file.
+
+    Args:
+        run: a trained arm (see `find_arm`).
+        image: any format Pillow reads; it is resized to what the arm sees.
+        question: words that the arm's tokenizer knows.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from lab.evaluation.understanding import answer_all
+    from lab.models.arm import load_arm
+    from lab.samples.segments import BOS, Sample, Segment, answer
+    from lab.samples.segments import image as image_segment
+    from lab.samples.segments import question as question_segment
+
+    arm = load_arm(find_arm(run))
+    side = arm.model.encoder.image_size
+    try:
+        picture = Image.open(image).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    except (OSError, UnidentifiedImageError) as error:
+        raise LabError(f"{image}: cannot be read as an image: {error}") from error
+    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) / 255
+    asked = question_segment(_known(arm.tokenizer, question))
+    sample = Sample("asked", "vqa", (Segment(text=BOS), image_segment(pixels), asked, answer("")))
+    return answer_all(arm.model, [sample], arm.tokenizer, arm.collate(("vqa",), left=True), 1)[0].given
+
+
+def draw(run: str, prompt: str, out: str, seed: int) -> None:
+    """Writes the image that the arm draws for a prompt.
+
+    Args:
+        run: a trained arm of a pipeline (see `find_arm`).
+        prompt: words that the arm's tokenizer knows.
+        out: image file to write, enlarged eight times.
+        seed: of the image decoder's noise, if it uses any.
+    """
+    from PIL import Image
+
+    from lab.evaluation.generation import draw_all
+    from lab.models.arm import load_arm
+    from lab.models.store import load_component
+    from lab.samples.segments import BOS, Sample, Segment
+    from lab.samples.segments import image as image_segment
+    from lab.samples.segments import question as question_segment
+    from lab.scenes.preview import tile
+
+    folder = find_arm(run)
+    arm = load_arm(folder)
+    image_decoder = load_component(folder.parents[1] / "image_decoder")
+    side = arm.model.encoder.image_size
+    blank = image_segment(np.zeros((3, side, side), np.float32), supervised=True)
+    words = question_segment(_known(arm.tokenizer, prompt))
+    sample = Sample("drawn", "text_to_image", (Segment(text=BOS), words, blank))
+    collate = arm.collate(("text_to_image",), left=True)
+    drawn = draw_all(arm.model, image_decoder, [sample], collate, 1, seed)
+    picture = tile(drawn.generated.numpy(), 1)
+    try:
+        picture.resize((picture.width * 8, picture.height * 8), Image.Resampling.NEAREST).save(Path(out))
+    except (OSError, ValueError) as error:
+        raise LabError(f"{out}: cannot be written: {error}") from error
+    print(out)
+
+
+def _known(tokenizer: object, text: str) -> str:
+    """The text in the form that the built-in tokenizer reads: lower case, question mark apart.
+
+    Raises:
+        LabError: naming words that the tokenizer does not know.
+    """
+    from lab.errors import nearest
+
+    words = text.lower().replace("?", " ?").replace(",", " ,").split()
+    vocabulary = tokenizer.tokenizer.get_vocab()  # type: ignore[attr-defined]
+    if tokenizer.tokenizer.unk_token is None and "<user>" in vocabulary:  # type: ignore[attr-defined]
+        plain = {word for word in vocabulary if not word.startswith("<")}
+        for word in words:
+            if word not in plain:
+                raise LabError(f"the arm has never seen the word '{word}'{nearest(word, plain)}")
+        return " ".join(words)
+    return text

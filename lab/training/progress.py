@@ -1,0 +1,45 @@
+"""A held-out score during training, for whoever decides early whether a run is worth finishing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from lab.samples.mixture import Mixture
+from lab.scenes.tasks import SceneTasks
+
+
+class HeldOutScore(pl.Callback):
+    """Reports (step, score) five times a stage.
+
+    The score is the same for every arm whatever its mix: minus the mean held-out losses of captions, questions and
+    images drawn from prompts.
+    """
+
+    MIX = {"caption": 1.0, "vqa": 1.0, "text_to_image": 1.0}
+
+    def __init__(self, report: Callable[[int, float], None]) -> None:
+        self.report = report
+
+    def prepare(self, tasks: SceneTasks, steps: int) -> None:
+        """Says what is scored and when; called before training."""
+        self.held_out = Mixture(tasks, self.MIX, 96, seed=1)
+        self.every = max(1, steps // 5)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step % self.every or step == trainer.max_steps:
+            return
+        state = torch.get_rng_state()  # looking must not change the run
+        modes = {child: child.training for child in module.modules()}
+        module.eval()
+        with torch.no_grad():
+            samples = [self.held_out[position] for position in range(len(self.held_out))]
+            losses = module.model(trainer.train_dataloader.collate_fn(samples).to(module.device))
+        for child, training in modes.items():
+            child.training = training
+        torch.set_rng_state(state)
+        self.report(step, -float(losses.text + losses.image))
