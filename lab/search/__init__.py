@@ -1,0 +1,1 @@
+"""Optuna studies over what a declaration can set."""
