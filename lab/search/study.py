@@ -44,8 +44,8 @@ def run(declaration: str, trials: int | None = None, objective: Objective | None
     Args:
         declaration: The YAML file.
         trials: Finished trials in all, instead of the declaration's.
-        objective: What a trial does: takes settings and `report(step, value)`, where the value is the
-            objective's or moves like it, and returns metrics. By default an instruction tuning on top of the
+        objective: What a trial does: takes settings and `report(step, score)`, with a score that is higher
+            for what promises more, and returns metrics. By default an instruction tuning on top of the
             pipeline's outputs.
 
     Raises:
@@ -162,6 +162,7 @@ def _try_one(study: Study, sweep: Declaration, objective: Objective, place: str)
             name=f"trial {trial.number} {words}".rstrip(),
             params={**sweep.fixed, **chosen},
             tags={"study": sweep.study, "trial": trial.number},
+            collect=True,
         ) as tracked:
             value = _measure(trial, sweep, objective, {**sweep.fixed, **chosen}, tracked)
     except KeyboardInterrupt:
@@ -190,9 +191,11 @@ def _measure(
     """The objective's value, or None when the trial was pruned."""
     import optuna
 
-    def report(step: int, value: float) -> None:
-        tracked.metrics({f"trial/{sweep.objective}": value}, step)
-        trial.report(value, step)
+    better = 1 if sweep.direction == "maximize" else -1
+
+    def report(step: int, score: float) -> None:
+        tracked.metrics({"trial/score": score}, step)
+        trial.report(better * score, step)
         if trial.should_prune():
             raise optuna.TrialPruned(f"at step {step}")
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ _PARENT = "mlflow.parentRunId"
 _ORIGIN = {"mlflow.source.name": "lab", "mlflow.source.type": "LOCAL"}
 _POINTS, _SECONDS = 100, 10.0  # a flush after so many points, or after so long
 _PATIENCE = 60.0  # seconds until a tracker that failed is tried again
+_collector: ContextVar[Run | None] = ContextVar("collector", default=None)
 _KEPT = 50_000  # points held back for a tracker that may return
 
 
@@ -149,6 +151,7 @@ def start_run(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     dataset: tuple[str, str] | None = None,
+    collect: bool = False,
 ) -> Iterator[Run]:
     """Opens the run of a stage, nested under the run of its arm, and closes it with a truthful status.
 
@@ -162,14 +165,21 @@ def start_run(
         params: Settings, flat or nested.
         tags: Component words, mix, seed and so on. Arms of one name whose words differ are different arms.
         dataset: Name and DVC hash of the data.
+        collect: Stages that run inside record into this run instead of opening their own: a sweep's trial
+            is one run, whatever stages it takes.
 
     Yields:
         The run; one that records nothing when tracking is off or out of reach.
     """
-    run = _open(experiment, arm, stage, name, identity, dict(tags or {}))
+    outer = _collector.get()
+    run = outer or _open(experiment, arm, stage, name, identity, dict(tags or {}))
     run.params(params or {})
     if dataset:
         run.dataset(*dataset)
+    if outer is not None:
+        yield outer
+        return
+    collecting = _collector.set(run if collect else None)
     try:
         yield run
     except BaseException as error:
@@ -182,6 +192,7 @@ def start_run(
     else:
         run._finish("FINISHED")
     finally:
+        _collector.reset(collecting)
         run._try(_settle)
 
 

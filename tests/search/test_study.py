@@ -18,6 +18,7 @@ import yaml
 
 from lab.errors import LabError
 from lab.search.study import run, storage_url
+from lab.tracking import start_run
 
 
 def objective(settings: dict[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
@@ -174,12 +175,34 @@ def test_bad_trials_are_pruned(sweep: Path) -> None:
     assert states(study().trials).count("PRUNED") >= 3
 
 
+def test_scores_prune_the_same_way_when_less_is_better(sweep: Path) -> None:
+    calls: list[int] = []
+
+    def worse_and_worse(settings: dict[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
+        calls.append(1)
+        report(1, -len(calls))
+        return {"generation/frechet": float(len(calls))}
+
+    text = sweep.read_text().replace("understanding/vqa", "generation/frechet")
+    sweep.write_text(f"{text}direction: minimize\n")
+    run(str(sweep), objective=worse_and_worse)
+    assert states(study().trials).count("PRUNED") >= 3
+    assert study().best_trial.number == 0
+
+
 def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lab.tracking import store
 
     monkeypatch.setenv("LAB_TRACKING", "on")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run(str(sweep), trials=2, objective=objective)
+    stage = {"experiment": "connectors_by_mix", "arm": "linear-a", "stage": "instruct", "name": "instruct"}
+
+    def with_stages(settings: dict[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
+        with start_run(**stage, params={"of": "stage"}) as inner:
+            inner.metrics({"train/loss": 1.0}, 1)
+            return objective(settings, report)
+
+    run(str(sweep), trials=2, objective=with_stages)
     with store.locked_client() as client:
         experiment = client.get_experiment_by_name("connectors_by_mix")
         assert experiment is not None
@@ -189,6 +212,8 @@ def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.Mo
     assert parent.info.run_name == f"sweep {study().study_name}"
     assert {one.data.tags["mlflow.parentRunId"] for one in trials} == {parent.info.run_id}
     assert {one.info.status for one in found} == {"FINISHED"}
+    assert len(trials) == 2  # stages inside a trial open no runs of their own
+    assert all(one.data.metrics["train/loss"] == 1.0 and one.data.params["of"] == "stage" for one in trials)
     assert parent.data.metrics["understanding/vqa"] == round(study().best_value, 4)
     (first,) = [one for one in trials if one.data.tags["trial"] == "0"]
     assert json.loads(first.data.params["stages.instruct.steps"]) == 200
