@@ -17,7 +17,7 @@ __all__ = ["Perceiver"]
 
 
 class Perceiver(nn.Module):
-    """A fixed number of tokens, whatever the encoder gives; the image's grid is not kept.
+    """A fixed number of tokens, whatever the encoder gives.
 
     Pre-norm blocks of the encoder's width without biases. Keys and values are the image's tokens and the
     latents together, so that one attention serves as both cross- and self-attention.
@@ -25,12 +25,15 @@ class Perceiver(nn.Module):
     Args:
         dim_in: width of the encoder's tokens, D_v, and of the blocks.
         dim_out: width of the language model, D.
-        num_tokens_in: encoder tokens, N; any number will do.
+        num_tokens_in: encoder tokens, N.
         num_latents: tokens given to the language model, M.
         depth: blocks.
         num_heads: attention heads.
         mlp_ratio: hidden width of a block's MLP, relative to `dim_in`.
         activation: of the MLP: "squared_relu" as Flamingo has it, or OpenFlamingo's "gelu".
+        positions: normalise the image tokens and add a learned position to each, so that latents can tell
+            places apart at once. Flamingo has none: there the order of the tokens does not matter, and a
+            small model trained from scratch binds things to their places much later.
 
     Shapes: tokens (B, N, D_v) -> (B, M, D).
     """
@@ -46,9 +49,15 @@ class Perceiver(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         activation: Literal["squared_relu", "gelu"] = "squared_relu",
+        positions: bool = True,
     ) -> None:
         super().__init__()
         self.num_tokens = num_latents
+        self.positions: nn.Parameter | None = None
+        if positions:
+            self.norm_image = nn.LayerNorm(dim_in)
+            # as large as the normalised tokens they are added to
+            self.positions = nn.Parameter(torch.randn(1, num_tokens_in, dim_in))
         # small, so that what a latent reads soon outweighs what it is
         self.latents = nn.Parameter(torch.randn(1, num_latents, dim_in) * 0.02)
         self.blocks = nn.ModuleList(
@@ -60,6 +69,8 @@ class Perceiver(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, N, D_v) to (B, M, D)."""
+        if self.positions is not None:
+            tokens = self.norm_image(tokens) + self.positions
         x = self.latents.expand(len(tokens), -1, -1)  # (1, M, D_v) -> (B, M, D_v)
         for block in self.blocks:
             x = block(x, tokens)

@@ -11,8 +11,8 @@ __all__ = ["Attention"]
 class Attention(nn.Module):
     """Queries from one sequence, keys and values from another of its own width.
 
-    Projections start from Xavier's deviation: BERT's 0.02 makes attention all but uniform at widths near 100,
-    so that learned queries would begin as copies of one another.
+    Projections start from Xavier's deviation, those of queries and keys from twice that. BERT's 0.02 makes
+    attention all but uniform at widths near 100, and learned queries would begin as copies of one another.
 
     Args:
         dim: width of the queries and of the output; split over the heads.
@@ -32,8 +32,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(dim_context, dim, bias=bias)
         self.value = nn.Linear(dim_context, dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
-        for layer in (self.query, self.key, self.value, self.out):
-            nn.init.xavier_normal_(layer.weight)
+        for layer, gain in ((self.query, 2.0), (self.key, 2.0), (self.value, 1.0), (self.out, 1.0)):
+            nn.init.xavier_normal_(layer.weight, gain)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Let x (B, Q, dim) attend to context (B, K, dim_context)."""

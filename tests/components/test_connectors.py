@@ -38,7 +38,9 @@ def test_q_former_equals_transformers(build_small: Build) -> None:
     config = Blip2QFormerConfig(encoder_hidden_size=24, cross_attention_frequency=2, **sizes)
     theirs = Blip2QFormerModel(config).eval()
     draw(theirs)
-    ours = build_small("connector", "q_former", dim=32, depth=5, num_heads=4, mlp_ratio=2.0).eval()
+    ours = build_small(
+        "connector", "q_former", dim=32, depth=5, num_heads=4, mlp_ratio=2.0, positions=False
+    ).eval()
     nn.init.normal_(ours.queries)
     renames = {"layernorm": "norm_queries"}
     for i in range(5):
@@ -73,7 +75,7 @@ def test_perceiver_equals_transformers(build_small: Build) -> None:
         config, embed_dim=24, depth=3, n_heads=4, head_dim=6, n_latents=5
     ).eval()
     draw(theirs)
-    ours = build_small("connector", "perceiver", num_latents=5, depth=3, num_heads=4).eval()
+    ours = build_small("connector", "perceiver", num_latents=5, depth=3, num_heads=4, positions=False).eval()
     for block in ours.blocks:
         block.mlp[2] = nn.ReLU()  # theirs is neither Flamingo's squared ReLU nor OpenFlamingo's GELU
     renames = {"layer_norm": "norm"}
@@ -105,12 +107,14 @@ def _keys(*modules: str) -> set[str]:
 
 
 @pytest.mark.parametrize("word", ["q_former", "perceiver"])
-def test_resamplers_do_not_see_the_order_of_tokens(word: str, build_small: Build) -> None:
-    connector = build_small("connector", word).eval()
+def test_resamplers_see_the_order_of_tokens_by_positions_only(word: str, build_small: Build) -> None:
+    connector = build_small("connector", word, positions=False).eval()
     tokens = torch.randn(2, 16, 24)
     shuffled = tokens[:, torch.randperm(16)]
     torch.testing.assert_close(connector(shuffled), connector(tokens), atol=1e-5, rtol=0)
     assert connector(torch.randn(2, 7, 24)).shape == (2, 5, 40)  # any number of image tokens
+    seeing = build_small("connector", word).eval()
+    assert not torch.allclose(seeing(shuffled), seeing(tokens), atol=1e-3)
 
 
 @pytest.mark.parametrize("word", ["linear", "mlp"])
