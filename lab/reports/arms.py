@@ -99,6 +99,12 @@ class Comparison:
         """What guessing gives."""
         return next((arm.chance[name] for arm in self.arms if name in arm.chance), None)
 
+    def ceiling(self, name: str) -> float | None:
+        """What the image decoder reaches when given a real image's own tokens, for `generation/...`."""
+        key = name.replace("generation/", "reconstruction/")
+        sources = [*(arm.metrics for arm in self.arms), self.shared.get("image_decoder", {})]
+        return next((numbers[key] for numbers in sources if key in numbers), None)
+
     def choices(self) -> tuple[dict[str, str], dict[str, list[str]]]:
         """What all arms have in common, and what differs between them."""
         seen: dict[str, list[str]] = {}

@@ -65,7 +65,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Plot]:
             comparison,
             folder / "vqa_kinds.png",
             "Questions by kind",
-            "VQA accuracy. Whiskers are 95% intervals, dashes are what guessing gives.",
+            "VQA accuracy. Whiskers are 95% intervals; dashes: always the most frequent answer.",
         ),
         _save(
             fidelity,
@@ -124,10 +124,10 @@ def front(comparison: Comparison) -> Figure | None:
 
 
 def mix(comparison: Comparison) -> Figure | None:
-    """Two heat maps, connector by mix: understanding and generation."""
+    """Two heat maps, connector by mix: understanding and generation; none for an arm alone."""
     arms = [arm for arm in comparison.arms if _both(arm)]
     rows, columns = comparison.connectors, comparison.mixes
-    if not arms:
+    if len(arms) < 2:
         return None
     width = 1.5 + 1.35 * len(columns)
     figure, both = plt.subplots(1, 2, figsize=(2 * width, 1.1 + 0.62 * len(rows)), layout="constrained")
@@ -171,11 +171,7 @@ def fidelity(comparison: Comparison) -> Figure | None:
     """What is right in drawn scenes, one panel a mix, with what the image decoder itself can reach."""
     measures = [m for m in MEASURES if m.group == "generation" and m.rate and _known(comparison, m)]
 
-    def ceiling(name: str) -> float | None:
-        real = name.replace("generation/", "reconstruction/")
-        return next((arm.metrics[real] for arm in comparison.arms if real in arm.metrics), None)
-
-    return _bars(comparison, measures, "right (%)", ceiling, "ceiling")
+    return _bars(comparison, measures, "right (%)", comparison.ceiling, "ceiling")
 
 
 def _bars(

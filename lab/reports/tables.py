@@ -74,10 +74,10 @@ def notes(comparison: Comparison) -> list[str]:
         for m in columns(comparison)
         if (level := comparison.chance(m.name)) is not None
     ]:
-        lines.append(f"Chance: {', '.join(guessing)}.")
+        lines.append(f"Chance, always the most frequent answer: {', '.join(guessing)}.")
     if judge := comparison.shared.get("judge"):
         rates = [
-            f"{name} {value:.1%}" for name, value in judge.items() if 0 < value <= 1 and "loss" not in name
+            f"{name.removeprefix('judge/')} {value:.1%}" for name, value in judge.items() if 0 < value <= 1
         ]
         lines.append(f"The judge itself, on real held-out images: {', '.join(rates)}.")
     if ceiling := _ceiling(comparison):
@@ -125,18 +125,17 @@ def comma_separated(comparison: Comparison) -> str:
 
 def _counted(comparison: Comparison) -> str:
     arms, samples = len(comparison.arms), {arm.samples for arm in comparison.arms}
-    return f"{arms} arm{'s' if arms > 1 else ''}, {_list(sorted(samples))} samples each"
+    return f"{arms} arm{'s' if arms > 1 else ''}, {_list(sorted(samples))} scored samples each"
 
 
 def _ceiling(comparison: Comparison) -> list[str]:
-    first = comparison.arms[0].metrics
     rates = [
-        f"{name} {first[key]:.1%}"
+        f"{name} {level:.1%}"
         for name in ("digit", "scene")
-        if (key := f"reconstruction/{name}") in first
+        if (level := comparison.ceiling(f"generation/{name}")) is not None
     ]
-    noise = [f"{first['reconstruction/psnr']:.1f} dB"] if "reconstruction/psnr" in first else []
-    return rates + noise
+    noise = comparison.ceiling("generation/psnr")
+    return rates + ([] if noise is None else [f"{noise:.1f} dB"])
 
 
 def _list(numbers: Iterable[int]) -> str:
