@@ -1,11 +1,92 @@
-"""What all tests share: no run leaves records behind, and a test machine's cores are not all taken."""
+"""What all tests share: no run leaves records behind, a test machine's cores are not all taken, and a tiny system."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 os.environ.setdefault("LAB_TRACKING", "off")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+if TYPE_CHECKING:
+    from lab.models.arm import Arm
+    from lab.samples.tokenizer import Tokenizer
+    from lab.scenes.tasks import SceneTasks
+
+TINY: dict[str, dict[str, Any]] = {
+    "encoder": {"name": "patches", "patch_size": 8, "dim": 24},
+    "connector": {"name": "linear"},
+    "text_decoder": {"name": "llama", "dim": 32, "depth": 2, "num_heads": 2},
+    "visual_head": {"name": "regression"},
+}
+
+
+@pytest.fixture(scope="session")
+def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small built-in world on disk."""
+    from lab.scenes.world import World, write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, World(variants=2), {"train": 300, "validation": 60, "test": 60}, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tasks(world_folder: Path) -> SceneTasks:
+    """Tasks of the training split, 300 scenes."""
+    return _tasks(world_folder, "train")
+
+
+@pytest.fixture(scope="session")
+def held_out(world_folder: Path) -> SceneTasks:
+    """Tasks of the test split, 60 scenes."""
+    return _tasks(world_folder, "test")
+
+
+def _tasks(folder: Path, split: Any) -> SceneTasks:
+    from lab.scenes.tasks import SceneTasks
+    from lab.scenes.world import World, read_split
+
+    return SceneTasks(read_split(folder, World(variants=2), split), turns=3)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tasks: SceneTasks) -> Tokenizer:
+    """Of the built-in world."""
+    from lab.samples.tokenizer import Tokenizer
+
+    return Tokenizer.of_words(tasks.language.vocabulary())
+
+
+@pytest.fixture
+def new_arm(tokenizer: Tokenizer) -> Callable[..., Arm]:
+    """Make a tiny arm with random weights; keywords replace the specification of a role."""
+    import torch
+
+    from lab.models.arm import Arm
+    from lab.models.unified import UnifiedModel
+    from lab.registry import build
+
+    def make(seed: int = 0, **specs: dict[str, Any]) -> Arm:
+        torch.manual_seed(seed)
+        chosen = {role: specs.get(role, spec) for role, spec in TINY.items()}
+        encoder = build("encoder", chosen["encoder"], 32)
+        decoder = build("text_decoder", chosen["text_decoder"], len(tokenizer))
+        args = {
+            "encoder": (32,),
+            "connector": (encoder.dim, decoder.dim, encoder.num_tokens),
+            "text_decoder": (len(tokenizer),),
+            "visual_head": (decoder.dim, encoder.dim, encoder.num_tokens),
+        }
+        parts = {role: build(role, chosen[role], *args[role]) for role in ("connector", "visual_head")}
+        model = UnifiedModel(encoder, text_decoder=decoder, **parts)
+        return Arm(model, tokenizer, {role: (chosen[role], args[role]) for role in TINY})
+
+    return make

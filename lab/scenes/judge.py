@@ -30,7 +30,7 @@ class Judge(nn.Module):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        side = world.cell // 4
+        side = -(-world.cell // 4)  # two strides of 2 round up
         self.body = nn.Sequential(
             nn.Conv2d(3, 32, 3, stride=2, padding=1),
             nn.BatchNorm2d(32),
@@ -128,12 +128,13 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     Its floor depends on the number of samples: compare only distances computed from equally many.
     """
-    from scipy.linalg import sqrtm
-
     mean = first.mean(axis=0) - second.mean(axis=0)
     one, two = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    root = sqrtm(one @ two)
-    return float(mean @ mean + np.trace(one + two - 2 * np.real(root)))
+    # The trace of the root of one @ two, from symmetric matrices: units that never fire make them singular.
+    values, vectors = np.linalg.eigh(one)
+    root = vectors * np.sqrt(values.clip(0))
+    overlap = np.sqrt(np.linalg.eigvalsh(root.T @ two @ root).clip(0)).sum()
+    return float(mean @ mean + np.trace(one + two) - 2 * overlap)
 
 
 def _targets(scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:

@@ -201,7 +201,7 @@ def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generato
     in another colour)."""
     present = {thing.digit for thing in things}
     thing = _pick(things, rng)
-    with_colour = rng.random() < 0.5
+    with_colour = rng.random() < 0.5 or len(present) == 10  # with all ten there, only colours can be wrong
     digit, colour, evidence, reply = thing.digit, thing.colour, _of(language, thing), "yes"
     if rng.random() < 0.5:
         reply = "no"

@@ -1,0 +1,92 @@
+"""Samples of every task: what is read, what is produced, and that both tell the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lab.samples.segments import EOS
+from lab.scenes.language import things_of
+from lab.scenes.tasks import SceneTasks
+from lab.scenes.world import EMPTY
+
+
+def test_equal_arguments_give_equal_samples(tasks: SceneTasks) -> None:
+    for task in tasks.tasks:
+        one, two, other = (tasks.sample(task, 5, seed) for seed in (1, 1, 2))
+        assert one.id == two.id != other.id
+        assert len(one.segments) == len(two.segments)
+        for first, second in zip(one.segments, two.segments, strict=True):
+            assert (first.text, first.supervised) == (second.text, second.supervised)
+            if first.pixels is not None:
+                np.testing.assert_array_equal(first.pixels, second.pixels)
+
+
+@pytest.mark.parametrize("task", ["caption", "inventory", "vqa"])
+def test_understanding_reads_the_image_and_produces_text_alone(tasks: SceneTasks, task: str) -> None:
+    sample = tasks.sample(task, 7, 0)
+    images = [segment for segment in sample.segments if segment.pixels is not None]
+    assert len(images) == 1
+    assert not images[0].supervised
+    np.testing.assert_array_equal(images[0].pixels, tasks.split.pixels(np.array([7]))[0])
+    produced = [segment.text or "" for segment in sample.segments if segment.supervised]
+    assert produced
+    assert all(text.endswith(EOS) for text in produced)
+
+
+def test_text_holds_no_image(tasks: SceneTasks) -> None:
+    assert all(segment.pixels is None for segment in tasks.sample("text", 3, 0).segments)
+
+
+def test_a_prompt_never_shows_the_image_to_draw(tasks: SceneTasks) -> None:
+    sample = tasks.sample("text_to_image", 7, 0)
+    images = [segment for segment in sample.segments if segment.pixels is not None]
+    assert [segment.supervised for segment in images] == [True]
+    np.testing.assert_array_equal(images[0].pixels, tasks.split.pixels(np.array([7]))[0])
+
+
+def test_interleaved_reads_one_scene_and_draws_another(tasks: SceneTasks) -> None:
+    images = [segment for segment in tasks.sample("interleaved", 7, 0).segments if segment.pixels is not None]
+    assert [segment.supervised for segment in images] == [False, True]
+
+
+def test_an_edit_changes_one_cell_and_keeps_its_digit(tasks: SceneTasks) -> None:
+    """Recoloured or removed; the same digit image, in the same place, and all else bit for bit."""
+    world, scenes = tasks.split.world, tasks.split.scenes
+    removed = 0
+    for row in range(100):
+        sample = tasks.sample("edit", row, seed=2)
+        source, target = (segment.pixels for segment in sample.segments if segment.pixels is not None)
+        assert source is not None
+        assert target is not None
+        after = tasks.edited(row, seed=2)
+        before = scenes.take(np.array([row]))
+        for field in ("instance", "variant", "offset", "brightness"):
+            np.testing.assert_array_equal(getattr(before, field), getattr(after, field))
+        different = (before.digit != after.digit) | (before.colour != after.colour)
+        assert different.sum() == 1
+        cell = int(np.flatnonzero(different[0])[0])
+        assert before.digit[0, cell] != EMPTY
+        assert after.digit[0, cell] in (EMPTY, before.digit[0, cell])
+        assert (after.digit[0] != EMPTY).any()
+        removed += after.digit[0, cell] == EMPTY
+        y, x = np.array(divmod(cell, world.grid)) * world.cell
+        same = np.ones(source.shape, bool)
+        same[:, y : y + world.cell, x : x + world.cell] = False
+        np.testing.assert_array_equal(source[same], target[same])
+        assert (source[~same] != target[~same]).any()
+        instruction = " ".join(
+            segment.text or "" for segment in sample.segments if not segment.supervised
+        ).split()
+        assert str(before.digit[0, cell]) in instruction
+        if after.digit[0, cell] != EMPTY:
+            assert things_of(after, 0)[int((before.digit[0, :cell] != EMPTY).sum())].colour in instruction
+    assert 20 <= removed <= 60
+
+
+def test_turns_bound_the_questions_about_one_image(tasks: SceneTasks) -> None:
+    for turns in (1, 3):
+        few = SceneTasks(tasks.split, turns=turns)
+        for row in range(20):
+            answers = [segment for segment in few.sample("vqa", row, 0).segments if segment.supervised]
+            assert len(answers) == turns
