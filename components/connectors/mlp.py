@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from components.layers.places import Places
+
 __all__ = ["Mlp"]
 
 
@@ -18,15 +20,26 @@ class Mlp(nn.Module):
         dim_out: width of the language model, D, and of the hidden layers.
         num_tokens_in: encoder tokens, N; as many come out.
         hidden_layers: hidden layers; 1 is LLaVA-1.5's `mlp2x_gelu`.
+        positions: normalise the tokens and add a learned position to each. LLaVA has none; a small model trained
+            from scratch binds things to their places sooner with them.
 
     Shapes: tokens (B, N, D_v) -> (B, N, D).
     """
 
-    def __init__(self, dim_in: int, dim_out: int, num_tokens_in: int, *, hidden_layers: int = 1) -> None:
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        num_tokens_in: int,
+        *,
+        hidden_layers: int = 1,
+        positions: bool = False,
+    ) -> None:
         super().__init__()
         if hidden_layers < 1:
             raise ValueError(f"hidden_layers must be at least 1, not {hidden_layers}; 'linear' has none")
         self.num_tokens = num_tokens_in
+        self.place = Places(num_tokens_in, dim_in) if positions else nn.Identity()
         layers: list[nn.Module] = [nn.Linear(dim_in, dim_out)]
         for _ in range(hidden_layers):
             layers += [nn.GELU(), nn.Linear(dim_out, dim_out)]
@@ -34,4 +47,4 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, N, D_v) to (B, N, D)."""
-        return self.layers(tokens)
+        return self.layers(self.place(tokens))

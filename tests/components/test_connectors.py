@@ -122,6 +122,8 @@ def test_token_wise_connectors_keep_the_order(word: str, build_small: Build) -> 
     connector = build_small("connector", word)
     tokens, order = torch.randn(2, 16, 24), torch.randperm(16)
     torch.testing.assert_close(connector(tokens[:, order]), connector(tokens)[:, order])
+    placed = build_small("connector", word, positions=True)
+    assert not torch.allclose(placed(tokens[:, order]), placed(tokens)[:, order], atol=1e-3)
 
 
 def test_q_former_attends_to_the_image_where_it_says(build_small: Build) -> None:
