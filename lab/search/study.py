@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Report = Callable[[int, float], None]
 Objective = Callable[[dict[str, Any], Report], Mapping[str, float]]
 _PATIENCE = 3  # failures in a row after which the fault lies with all trials, not with one
+_OWN = ("instruct", "evaluate")  # a trial's own stages; others serve all trials and have runs of their own
 _REASON = "reason"  # why a trial failed; a trial without one was killed and is tried again
 
 
@@ -113,7 +114,7 @@ def _pruner(sweep: Declaration, trials: int) -> BasePruner:
         return optuna.pruners.NopPruner()
     if sweep.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner()
-    return optuna.pruners.MedianPruner(n_startup_trials=min(5, max(1, trials // 3)))
+    return optuna.pruners.MedianPruner(n_startup_trials=min(5, max(2, trials // 3)), n_min_trials=2)
 
 
 def _finished(study: Study) -> list[FrozenTrial]:
@@ -162,7 +163,7 @@ def _try_one(study: Study, sweep: Declaration, objective: Objective, place: str)
             name=f"trial {trial.number} {words}".rstrip(),
             params={**sweep.fixed, **chosen},
             tags={"study": sweep.study, "trial": trial.number},
-            collect=True,
+            collect=_OWN,
         ) as tracked:
             value = _measure(trial, sweep, objective, {**sweep.fixed, **chosen}, tracked)
     except KeyboardInterrupt:

@@ -28,7 +28,7 @@ _PARENT = "mlflow.parentRunId"
 _ORIGIN = {"mlflow.source.name": "lab", "mlflow.source.type": "LOCAL"}
 _POINTS, _SECONDS = 100, 10.0  # a flush after so many points, or after so long
 _PATIENCE = 60.0  # seconds until a tracker that failed is tried again
-_collector: ContextVar[Run | None] = ContextVar("collector", default=None)
+_collector: ContextVar[tuple[tuple[str, ...], Run | None]] = ContextVar("collector", default=((), None))
 _KEPT = 50_000  # points held back for a tracker that may return
 
 
@@ -151,7 +151,7 @@ def start_run(
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     dataset: tuple[str, str] | None = None,
-    collect: bool = False,
+    collect: Sequence[str] = (),
 ) -> Iterator[Run]:
     """Opens the run of a stage, nested under the run of its arm, and closes it with a truthful status.
 
@@ -165,13 +165,14 @@ def start_run(
         params: Settings, flat or nested.
         tags: Component words, mix, seed and so on. Arms of one name whose words differ are different arms.
         dataset: Name and DVC hash of the data.
-        collect: Stages that run inside record into this run instead of opening their own: a sweep's trial
-            is one run, whatever stages it takes.
+        collect: Stages that record into this run, when they run inside it, instead of opening their own.
 
     Yields:
         The run; one that records nothing when tracking is off or out of reach.
     """
-    outer = _collector.get()
+    collected, outer = _collector.get()
+    if stage not in collected:
+        outer = None
     run = outer or _open(experiment, arm, stage, name, identity, dict(tags or {}))
     run.params(params or {})
     if dataset:
@@ -179,7 +180,7 @@ def start_run(
     if outer is not None:
         yield outer
         return
-    collecting = _collector.set(run if collect else None)
+    collecting = _collector.set((tuple(collect), run))
     try:
         yield run
     except BaseException as error:

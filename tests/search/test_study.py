@@ -198,6 +198,8 @@ def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.Mo
     stage = {"experiment": "connectors_by_mix", "arm": "linear-a", "stage": "instruct", "name": "instruct"}
 
     def with_stages(settings: dict[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
+        with start_run(**{**stage, "arm": "shared", "stage": "encoder", "name": "encoder"}) as upstream:
+            upstream.metrics({"train/loss": 9.0}, 1)
         with start_run(**stage, params={"of": "stage"}) as inner:
             inner.metrics({"train/loss": 1.0}, 1)
             return objective(settings, report)
@@ -207,12 +209,14 @@ def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.Mo
         experiment = client.get_experiment_by_name("connectors_by_mix")
         assert experiment is not None
         found = client.search_runs([experiment.experiment_id])
-    (parent,) = [one for one in found if one.data.tags["level"] == "arm"]
-    trials = [one for one in found if one.data.tags["level"] == "stage"]
+    arms = {one.data.tags["arm"]: one for one in found if one.data.tags["level"] == "arm"}
+    assert set(arms) == {"shared", f"sweep {study().study_name}"}
+    parent = arms[f"sweep {study().study_name}"]
+    trials = [one for one in found if one.data.tags.get("stage") == "trial"]
     assert parent.info.run_name == f"sweep {study().study_name}"
     assert {one.data.tags["mlflow.parentRunId"] for one in trials} == {parent.info.run_id}
     assert {one.info.status for one in found} == {"FINISHED"}
-    assert len(trials) == 2  # stages inside a trial open no runs of their own
+    assert len(trials) == 2  # a trial's own stages open no runs of their own, those that all share do
     assert all(one.data.metrics["train/loss"] == 1.0 and one.data.params["of"] == "stage" for one in trials)
     assert parent.data.metrics["understanding/vqa"] == round(study().best_value, 4)
     (first,) = [one for one in trials if one.data.tags["trial"] == "0"]
