@@ -19,8 +19,8 @@ class Linear(nn.Module):
         dim_in: width of the encoder's tokens, D_v.
         dim_out: width of the language model, D.
         num_tokens_in: encoder tokens, N; as many come out.
-        positions: normalise the tokens and add a learned position to each. LLaVA has none; a small model trained
-            from scratch binds things to their places sooner with them.
+        positions: normalise the tokens and add a learned position to each. LLaVA has none; a small model
+            trained from scratch binds things to their places sooner with them.
 
     Shapes: tokens (B, N, D_v) -> (B, N, D).
     """

@@ -20,8 +20,8 @@ class Mlp(nn.Module):
         dim_out: width of the language model, D, and of the hidden layers.
         num_tokens_in: encoder tokens, N; as many come out.
         hidden_layers: hidden layers; 1 is LLaVA-1.5's `mlp2x_gelu`.
-        positions: normalise the tokens and add a learned position to each. LLaVA has none; a small model trained
-            from scratch binds things to their places sooner with them.
+        positions: normalise the tokens and add a learned position to each. LLaVA has none; a small model
+            trained from scratch binds things to their places sooner with them.
 
     Shapes: tokens (B, N, D_v) -> (B, N, D).
     """
