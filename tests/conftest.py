@@ -1,4 +1,4 @@
-"""What all tests share: no run leaves records behind, a test machine's cores are not all taken, and a tiny system."""
+"""What all tests share: nothing is recorded, cores are left to others, and a tiny system to test on."""
 
 from __future__ import annotations
 

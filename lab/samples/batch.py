@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.errors import LabError
 from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Sample
 from lab.samples.tokenizer import Tokenizer
 
@@ -117,6 +118,8 @@ class Collate:
                 ids += [self._start, *([self._pad] * count), self._end]
                 supervised += [segment.supervised, *([False] * count), segment.supervised]
                 kind += [_TEXT, *([_DRAWN if segment.supervised else _READ] * count), _TEXT]
+        if supervised[:1] == [True]:
+            raise LabError(f"sample {sample.id}: nothing stands before its first element to predict it from")
         return ids, supervised, kind
 
 

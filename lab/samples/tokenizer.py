@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab.errors import LabError, nearest
 from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Tokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
         self.tokenizer = tokenizer
-        self._ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+        self._ids = dict(
+            zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True)
+        )
         self.encode = lru_cache(maxsize=65536)(self._encode)
 
     def __len__(self) -> int:
@@ -35,7 +38,15 @@ class Tokenizer:
         return self._ids[special]
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        try:
+            return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        except Exception as error:  # the one kind that its backend raises; it does not name the word
+            known = self.tokenizer.get_vocab()
+            unknown = [word for word in text.split() if word not in known]
+            if not unknown:
+                raise
+            near = nearest(unknown[0], known).partition(";")[0]
+            raise LabError(f"the tokenizer does not know {', '.join(map(repr, unknown))}{near}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words of the ids up to the first end token, special tokens left out."""
@@ -65,4 +76,6 @@ class Tokenizer:
         vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
         backend = Backend(WordLevel(vocabulary, unk_token=None))
         backend.pre_tokenizer = WhitespaceSplit()
-        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS))
+        return cls(
+            PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+        )

@@ -18,7 +18,7 @@ def test_every_digit_is_in_exactly_one_split(seed: int) -> None:
 
 
 def test_no_picture_is_in_two_splits() -> None:
-    """Also with all distortions: a patch of one split equals none of another, and neither do the images they come of."""
+    """Neither as it is in the source nor as a patch, distorted or not."""
     from sklearn.datasets import load_digits
 
     images = load_digits().images

@@ -77,7 +77,7 @@ def test_it_fits_cells_of_every_size(image_size: int, grid: int) -> None:
 def test_distance_of_shifted_gaussians_is_the_squared_shift() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=(500, 3)) @ np.array([[2.0, 0, 0], [0.5, 1, 0], [0, 0.3, 0.7]])
-    assert frechet_distance(first, first + [3.0, 0.0, -4.0]) == pytest.approx(25, abs=1e-6)
+    assert frechet_distance(first, first + np.array([3.0, 0.0, -4.0])) == pytest.approx(25, abs=1e-6)
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
 
 

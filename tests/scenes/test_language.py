@@ -1,4 +1,4 @@
-"""What is said about scenes is true. Truth is established here from the scene's integers and the words alone."""
+"""What is said about scenes is true. Truth is found here from the scene's integers and the words alone."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_kind_is_asked_where_it_can_be() -> None:
 
 
 def test_yes_and_no_are_balanced() -> None:
-    """Half of the answers are no, and of those many are nearly right: the digit is there in another colour."""
+    """Half of the answers are no, half of those nearly right: the digit is there in another colour."""
     tasks = tasks_of(World(), 2000)
     replies, near = [], 0
     for row in range(2000):
