@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -14,7 +15,9 @@ from lab.errors import LabError
 from lab.registry import build
 
 
-def save_component(folder: Path, role: str, spec: Mapping[str, Any], args: tuple[Any, ...], module: nn.Module) -> None:
+def save_component(
+    folder: Path, role: str, spec: Mapping[str, Any], args: tuple[Any, ...], module: nn.Module
+) -> None:
     """Writes a component.
 
     Args:
@@ -43,10 +46,16 @@ def load_component(folder: Path) -> nn.Module:
     try:
         config = json.loads((folder / "config.json").read_text())
         state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise LabError(f"{folder}: no component can be read there: {error}") from error
     module = build(config["role"], config["spec"], *config["args"])
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # of shapes; a line for each, after a heading
+        first = str(error).splitlines()[1].strip()
+        raise LabError(
+            f"{folder}: weights do not fit {config['role']} {config['spec']['name']}: {first}"
+        ) from error
     own = module.state_dict()
     loaded = {own[name].data_ptr() for name in state if name in own}
     missing = [name for name in missing if own[name].data_ptr() not in loaded]
