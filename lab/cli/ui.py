@@ -51,15 +51,13 @@ def links(address: str, experiments: list[Experiment], here: str | None) -> str:
         experiments: all there are, in the order in which they were last changed.
         here: the experiment of the current folder's params.yaml, to be named first.
     """
+    from lab.tracking.view import link
+
     named = [experiment for experiment in experiments if experiment.name != "Default"]
     named.sort(key=lambda experiment: experiment.name != here)
     if not named:
         return f"MLflow: {address} (no experiment yet: `make run` makes one)"
-    rows = [
-        f"  {experiment.name}: {address}/#/experiments/{experiment.experiment_id}/runs"
-        "?workflowType=machine_learning"
-        for experiment in named
-    ]
+    rows = [f"  {experiment.name}: {link(address, experiment)}" for experiment in named]
     return "\n".join(["MLflow, the runs of", *rows])
 
 

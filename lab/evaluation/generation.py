@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.evaluation.understanding import prompt_of
-from lab.models.generation import generate_image_tokens
+from lab.models.generation import generate_image_tokens, generate_text
 from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
 from lab.samples.segments import IMAGE_START, Sample, Segment
@@ -33,7 +33,7 @@ def draw_all(
     batch_size: int,
     seed: int,
 ) -> Drawn:
-    """Draws the supervised image of every sample from what precedes it.
+    """Draws the image of every sample from its prompt: the model writes its plan, then the image's tokens.
 
     Args:
         model, image_decoder: in eval mode.
@@ -46,7 +46,10 @@ def draw_all(
     images, real = [], []
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
-        prompts = [_with_start(prompt_of(sample)) for sample in chunk]
+        prompts = [prompt_of(sample) for sample in chunk]
+        tokenizer = collate.tokenizer
+        plans = generate_text(model, collate(prompts).to(device), tokenizer[IMAGE_START])
+        prompts = [_planned(prompt, tokenizer.decode(plan)) for prompt, plan in zip(prompts, plans, strict=True)]
         tokens = generate_image_tokens(model, collate(prompts).to(device))  # (b, N, D_v)
         for offset, one in enumerate(tokens):  # a generator an image, so that batch size changes nothing
             generator = torch.Generator(device).manual_seed(seed + start + offset)
@@ -73,5 +76,6 @@ def psnr(first: Tensor, second: Tensor) -> np.ndarray:
     return (-10 * error.log10()).numpy()
 
 
-def _with_start(prompt: Sample) -> Sample:
-    return Sample(prompt.id, prompt.task, (*prompt.segments, Segment(text=IMAGE_START)))
+def _planned(prompt: Sample, plan: str) -> Sample:
+    """The prompt followed by the model's plan, up to where the image starts."""
+    return Sample(prompt.id, prompt.task, (*prompt.segments, Segment(text=f"{plan} {IMAGE_START}".strip())))

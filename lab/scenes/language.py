@@ -74,21 +74,19 @@ class Language:
         return " , ".join(f"{thing.digit} {thing.colour} {self.places[thing.cell]}" for thing in ascending)
 
     def listing(self, things: Sequence[Thing]) -> str:
-        """Every cell in raster order with its name, empty ones included."""
+        """Every cell in raster order with its name, empty ones included, all in three words."""
         content = {thing.cell: f"{thing.colour} {thing.digit}" for thing in things}
-        return " , ".join(f"{place} {content.get(cell, 'empty')}" for cell, place in enumerate(self.places))
+        return " , ".join(f"{place} {content.get(cell, 'empty cell')}" for cell, place in enumerate(self.places))
 
     def description(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
         """A free description: one of several forms, digits in any order."""
         order = [things[index] for index in rng.permutation(len(things))]
-        form = int(rng.integers(4))
+        form = int(rng.integers(3))
         if form == 0:
             parts = [f"a {t.colour} {t.digit} at the {self.places[t.cell]}" for t in order]
             return " and ".join(filter(None, [" , ".join(parts[:-1]), parts[-1]]))
         if form == 1:
             return " , ".join(f"{self.places[t.cell]} : {t.colour} {t.digit}" for t in order)
-        if form == 2:
-            return " and ".join(f"the {self.places[t.cell]} holds a {t.colour} {t.digit}" for t in order)
         return " , ".join(f"{t.colour} {t.digit} {self.places[t.cell]}" for t in order)
 
     # -- prompts -----------------------------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ class Language:
         """Every word that can occur, sorted."""
         rng = np.random.default_rng(0)
         text = [
-            "a red 3 at the top-left and holds : , empty nowhere so ?",
+            "a red 3 at the top-left and : , empty cell nowhere so ?",
             *(self.places + COLOUR_NAMES),
             *map(str, range(19)),
             *(self.CAPTION_PROMPTS + self.INVENTORY_PROMPTS + self.LISTING_PROMPTS),

@@ -5,10 +5,13 @@
 | caption | image, prompt | canonical caption |
 | inventory | image, prompt | digits in ascending order, each with colour and place |
 | vqa | image, several questions | answers |
-| text_to_image | description | image |
-| edit | image, instruction | edited image |
-| interleaved | image | its caption, then a description of a second scene and that scene's image |
-| text | description, questions and requests about it | answers, captions, listings, listings after an edit |
+| text_to_image | description | plan, image |
+| edit | image, instruction | plan, edited image |
+| interleaved | image, then a description of a second scene | caption of the first, then plan and image of the second |
+| text | description, questions and requests about it | answers, captions, inventories, listings, listings after an edit |
+
+A plan is the listing of the scene to be drawn, said before it is drawn, as an answer states its evidence before it
+concludes (docs/learning.md has the experiments behind both).
 """
 
 from __future__ import annotations
@@ -101,12 +104,11 @@ class SceneTasks:
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
     ) -> tuple[Segment, ...]:
         prompt = self.language.draw_prompt(things, rng)
-        return question(prompt), self._image(scene, supervised=True), Segment(text=EOS, supervised=True)
+        return question(prompt), *self._drawn(scene)
 
     def _edit(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
         instruction, cell, colour = self.language.edit(things, rng)
-        target = self._image(_apply(scene, cell, colour), supervised=True)
-        return self._image(scene), question(instruction), target, Segment(text=EOS, supervised=True)
+        return self._image(scene), question(instruction), *self._drawn(_apply(scene, cell, colour))
 
     def _interleaved(
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
@@ -115,9 +117,8 @@ class SceneTasks:
         return (
             self._image(scene),
             Segment(text=f"{self.language.caption(things)} {EOS}", supervised=True),
-            Segment(text=self.language.description(self._things(other), rng)),
-            self._image(other, supervised=True),
-            Segment(text=EOS, supervised=True),
+            question(self.language.description(self._things(other), rng)),
+            *self._drawn(other),
         )
 
     def _text(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
@@ -137,6 +138,11 @@ class SceneTasks:
         return (stated, *self._turns(things, rng, self.turns), *last)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _drawn(self, scene: Scenes) -> tuple[Segment, ...]:
+        """The plan of a scene, its image and the end, all to be produced."""
+        plan = Segment(text=self.language.listing(self._things(scene)), supervised=True)
+        return plan, self._image(scene, supervised=True), Segment(text=EOS, supervised=True)
 
     def _stated(self, things: list[Thing], rng: np.random.Generator) -> Segment:
         language = self.language

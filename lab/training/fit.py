@@ -100,4 +100,4 @@ def fit(
 def _quiet_lightning() -> None:
     """Lightning's start-up lines and advice on loaders do not fit step-indexed data; errors still show."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
