@@ -60,22 +60,6 @@ class ExactResume(pl.Callback):
         self._restored = None
 
 
-class LastCheckpoint(pl.Callback):
-    """Writes `last.ckpt` every so many steps: under another name first, then renamed, so a kill never leaves half."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step and trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def save(self, trainer: pl.Trainer) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        os.replace(partial, self.path)
-
-
 class LossWatch(pl.Callback):
     """Logs losses by task at intervals, shows progress, and stops at a loss that is not finite or explodes.
 
@@ -86,45 +70,61 @@ class LossWatch(pl.Callback):
         checkpoint: named in the message when the run stops.
     """
 
-    EXPLODED = 1e4  # times the first logged loss
+    EXPLODED = 1e4  # times the first loss
 
     def __init__(self, run: Any, label: str, every: int, checkpoint: Path) -> None:
         self.run, self.label, self.every, self.checkpoint = run, label, every, checkpoint
         self._first: float | None = None
+        self._unseen: list[
+            tuple[int, tuple[str, ...], torch.Tensor]
+        ] = []  # step, samples, loss on the device
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._first = state["first"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._since, self._step, self._begin = time.perf_counter(), trainer.global_step, time.perf_counter()
-        self._ids: list[tuple[int, tuple[str, ...]]] = []
+        self._since, self._step = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        self._ids = [*self._ids[1 - self.every :], (step, getattr(batch, "sample_ids", ()))]
+        self._unseen.append((step, getattr(batch, "sample_ids", ()), outputs["loss"]))
         if step % self.every and step != trainer.max_steps:
             return
-        values = module.take_logs()  # the only place where the device is waited for
-        self._stop_if_broken(values, step)
+        self.check()
+        values = module.take_logs()
         now = time.perf_counter()
         rate = (step - self._step) / (now - self._since)
         self._since, self._step = now, step
-        batch_size = len(self._ids[-1][1]) or 1
+        batch_size = len(getattr(batch, "sample_ids", ())) or 1
         learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
         if self.run is not None:
             perf = {"train/learning_rate": learning_rate, "perf/samples_per_second": rate * batch_size}
             self.run.metrics({f"train/{name}": value for name, value in values.items()} | perf, step=step)
         self._show(values, step, trainer.max_steps, rate, rate * batch_size)
 
-    def _stop_if_broken(self, values: dict[str, float], step: int) -> None:
-        loss = values["loss"]
-        self._first = loss if self._first is None else self._first
-        if math.isfinite(loss) and abs(loss) <= self.EXPLODED * max(abs(self._first), 1e-3):
-            return
-        what = "is not finite" if not math.isfinite(loss) else f"exploded from {self._first:.3g} to {loss:.3g}"
-        ids = ", ".join(self._ids[-1][1][:4])
-        good = str(self.checkpoint) if self.checkpoint.exists() else "none yet"
-        raise LabError(
-            f"{self.label}: the loss {what} at step {step} (samples {ids or 'unknown'}, ...); "
-            f"last good checkpoint: {good}; lower the learning rate or raise the warm-up"
-        )
+    def check(self) -> None:
+        """Looks at the losses since the last look; here and at log points alone the device is waited for.
+
+        Raises:
+            LabError: naming the first step whose loss is broken, and its samples.
+        """
+        steps, self._unseen = self._unseen, []
+        for step, samples, tensor in steps:
+            loss = float(tensor)
+            self._first = loss if self._first is None else self._first
+            if math.isfinite(loss) and abs(loss) <= self.EXPLODED * max(abs(self._first), 1e-3):
+                continue
+            finite = math.isfinite(loss)
+            what = f"exploded from {self._first:.3g} to {loss:.3g}" if finite else "is not finite"
+            ids = ", ".join(samples[:4]) + (", ..." if len(samples) > 4 else "")
+            good = str(self.checkpoint) if self.checkpoint.exists() else "none yet"
+            raise LabError(
+                f"{self.label}: the loss {what} at step {step} (samples {ids or 'unknown'}); "
+                f"last good checkpoint: {good}; lower the learning rate or raise the warm-up"
+            )
 
     def _show(self, values: dict[str, float], step: int, total: int, rate: float, samples: float) -> None:
         losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in values.items())
@@ -136,3 +136,25 @@ class LossWatch(pl.Callback):
             print(f"\r\033[K{bar} {line}", end="\n" if step == total else "", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+class LastCheckpoint(pl.Callback):
+    """Writes `last.ckpt` every so many steps, under another name first, so that a kill never leaves half.
+
+    Only sound states are written: a run that broke left its last good one, which a rerun starts from.
+    """
+
+    def __init__(self, path: Path, every: int, watch: LossWatch) -> None:
+        self.path, self.every, self.watch = path, every, watch
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step and trainer.global_step % self.every == 0:
+            self.watch.check()
+            # a gradient can break before any loss shows it; the next step's loss will
+            if all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+                self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        os.replace(partial, self.path)

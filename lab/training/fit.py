@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,7 +64,7 @@ def fit(
     """
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = work / "last.ckpt"
-    resume = ExactResume()
+    resume, watch = ExactResume(), LossWatch(run, label, settings.log_every, checkpoint)
     batches = StepBatches(settings.batch_size, settings.steps, lambda: resume.batches_done)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
     _quiet_lightning()
@@ -82,19 +83,22 @@ def fit(
         default_root_dir=work,
         callbacks=[
             resume,
-            LossWatch(run, label, settings.log_every, checkpoint),
-            LastCheckpoint(checkpoint, settings.checkpoint_every),
+            watch,
+            LastCheckpoint(checkpoint, settings.checkpoint_every, watch),
             *callbacks,
         ],
     )
     try:
-        trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None)
+        trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of signals; of SIGTERM one that says all went well
+        raise KeyboardInterrupt from stop
+    except UnpicklingError as error:
+        raise LabError(f"{checkpoint}: damaged; remove it to start {label} from its beginning") from error
     except OSError as error:
         raise LabError(
             f"{label}: could not write to {work}: {error}; the last complete checkpoint is kept, "
             "free some space and run the same command again"
         ) from error
-
 
 
 def _quiet_lightning() -> None:

@@ -30,7 +30,12 @@ class StageModule(pl.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, learning_rates: Mapping[str, float], steps: int, warmup: int, weight_decay: float
+        self,
+        model: nn.Module,
+        learning_rates: Mapping[str, float],
+        steps: int,
+        warmup: int,
+        weight_decay: float,
     ) -> None:
         super().__init__()
         self.model = model
@@ -43,12 +48,17 @@ class StageModule(pl.LightningModule):
         """Adds to a running mean that stays on the device."""
         total = total.detach()
         weight = torch.as_tensor(count, dtype=total.dtype, device=total.device)
-        self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
-        self._counts[name] = self._counts.get(name, torch.zeros_like(weight)) + weight
+        nothing = torch.zeros_like(total)
+        self._sums[name] = (
+            self._sums.get(name, nothing).to(total.device) + total
+        )  # a resumed sum is on the CPU
+        self._counts[name] = self._counts.get(name, nothing).to(total.device) + weight
 
     def take_logs(self) -> dict[str, float]:
         """Means since the last call; waits for the device."""
-        means = {name: float(self._sums[name] / count) for name, count in self._counts.items() if float(count)}
+        means = {
+            name: float(self._sums[name] / count) for name, count in self._counts.items() if float(count)
+        }
         self._sums, self._counts = {}, {}
         return means
 
@@ -60,14 +70,25 @@ class StageModule(pl.LightningModule):
                 decay = self.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
                 groups.setdefault((rates[0], decay), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+            [
+                {"params": members, "lr": rate, "weight_decay": decay}
+                for (rate, decay), members in groups.items()
+            ],
             betas=(0.9, 0.98),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.steps, self.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["running_means"] = (self._sums, self._counts)  # between two log points
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums, self._counts = checkpoint["running_means"]
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
+        return (
+            batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
+        )
 
 
 def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int], float]:
@@ -163,8 +184,12 @@ class UnifiedTraining(StageModule):
         super().__init__(model, **schedule)
         self.trainable, self.image_weight = list(trainable), image_weight
         set_trainable(model, self.trainable)
+        for part in self.trainable:
+            if not any(part.startswith(role) for role in self.learning_rates):
+                raise LabError(f"trainable: {part}, but learning_rate has none for it")
 
     def on_train_epoch_start(self) -> None:
+        self.model.train()
         for role in self.ROLES:
             getattr(self.model, role).train(any(part.split(".")[0] == role for part in self.trainable))
 
@@ -193,7 +218,9 @@ def set_trainable(model: nn.Module, trainable: list[str]) -> None:
         if part == "text_decoder.lora":
             adapters = model.text_decoder.adapter_parameters()
             if not adapters:
-                raise LabError("trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank")
+                raise LabError(
+                    "trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank"
+                )
             for _, parameter in adapters:
                 parameter.requires_grad_(True)
         else:
