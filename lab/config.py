@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -10,10 +11,22 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lab.errors import LabError, nearest
 from lab.registry import check, words
 
+TASKS = (
+    "caption",
+    "inventory",
+    "vqa",
+    "text_to_image",
+    "edit",
+    "interleaved",
+    "text",
+)  # of lab/scenes/tasks.py
+TRAINABLE = ("encoder", "connector", "text_decoder", "text_decoder.lora", "visual_head")
+_WORDS = ("encoder", "connector", "text_decoder", "visual_head", "image_decoder")
+
 
 @dataclass(frozen=True)
 class WorldParams:
-    """The built-in world (see lab/scenes/world.py); `turns` is the number of questions about one image in training."""
+    """The built-in world (see lab/scenes/world.py); `turns`: questions about one image in training."""
 
     image_size: int
     grid: int
@@ -162,8 +175,9 @@ class Params:
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Reads a YAML file and applies dotted `key=value` overrides.
 
-    Two words are short for lists of one: `connector=mlp` sets `connectors` to [mlp], and `mix=NAME` keeps that mix
-    alone; `connector.num_queries=8` sets it in the settings of the chosen connector, and likewise for other roles.
+    Two words are short for lists of one: `connector=mlp` sets `connectors` to [mlp], and `mix=NAME` keeps that
+    mix alone; `connector.num_queries=8` sets it in the settings of the chosen connector, and likewise for other
+    roles.
 
     Raises:
         LabError: a missing file, broken YAML, an override without `=` or of an unknown key.
@@ -180,7 +194,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise LabError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise LabError(f"{path}: expected a mapping of parameters")
-    for override in overrides:
+    for override in sorted(overrides, key=_rank):
         _override(tree, override)
     return {str(key): value for key, value in tree.items()}
 
@@ -199,7 +213,7 @@ def check_params(tree: Mapping[str, Any], where: str = "params.yaml") -> Params:
     mistakes: list[str] = []
     params = _structure(Params, tree, "", mistakes)
     if not mistakes:
-        mistakes += _words(params)
+        mistakes += _words(params) + _recipes(params)
     if mistakes:
         raise LabError(f"{where}: " + "; ".join(mistakes))
     return params
@@ -208,7 +222,9 @@ def check_params(tree: Mapping[str, Any], where: str = "params.yaml") -> Params:
 def _words(params: Params) -> list[str]:
     """Mistakes in component words, their settings and mixes."""
     mistakes = []
-    chosen = [(role, getattr(params, role)) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")]
+    chosen = [
+        (role, getattr(params, role)) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")
+    ]
     chosen += [("connector", word) for word in params.connectors]
     for role, word in chosen:
         try:
@@ -230,6 +246,35 @@ def _words(params: Params) -> list[str]:
     return mistakes
 
 
+def _recipes(params: Params) -> list[str]:
+    """Mistakes that would show only when a stage trains, after those before it have taken their time."""
+    mistakes = []
+    mixes = {f"mixes.{name}": mix for name, mix in params.mixes.items()}
+    for where, mix in {**mixes, "stages.align.mix": params.stages.align.mix}.items():
+        mistakes += [f"{where}: no task '{task}'{nearest(task, TASKS)}" for task in mix if task not in TASKS]
+        if min(mix.values(), default=0) < 0 or sum(mix.values()) <= 0:
+            mistakes.append(f"{where}: weights must be at least 0, and one of them larger")
+    for name in ("align", "instruct"):
+        recipe: AlignParams | InstructParams = getattr(params.stages, name)
+        for part in recipe.trainable:
+            if part not in TRAINABLE:
+                mistakes.append(f"stages.{name}.trainable: no part '{part}'{nearest(part, TRAINABLE)}")
+            elif part.endswith(".lora") and not params.spec("text_decoder", params.text_decoder).get(
+                "lora_rank"
+            ):
+                mistakes.append(f"stages.{name}.trainable: {part}, but the text decoder has no lora_rank")
+            elif part.split(".")[0] not in recipe.learning_rate:
+                mistakes.append(
+                    f"stages.{name}.learning_rate: none for '{part.split('.')[0]}', which is to train"
+                )
+    for name, stage in vars(params.stages).items():
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every")
+        for count in counts:
+            if getattr(stage, count, 1) < 1:
+                mistakes.append(f"'stages.{name}.{count}' must be at least 1, not {getattr(stage, count)}")
+    return mistakes
+
+
 def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
     """`value` as the type `kind`; mistakes are appended, all of them."""
     if is_dataclass(kind) and isinstance(kind, type):
@@ -238,20 +283,29 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
             return None
         known = {field.name: field for field in fields(kind)}
         prefix = f"{where}." if where else ""
-        mistakes += [f"unknown key '{prefix}{key}'{nearest(str(key), known)}" for key in value if key not in known]
+        mistakes += [
+            f"unknown key '{prefix}{key}'{nearest(str(key), known)}" for key in value if key not in known
+        ]
         missing = [name for name, field in known.items() if name not in value and field.default is MISSING]
         mistakes += [f"missing key '{prefix}{name}'" for name in missing]
         hints = get_type_hints(kind)
         parts = {
-            name: _structure(hints[name], value[name], f"{prefix}{name}", mistakes) for name in known if name in value
+            name: _structure(hints[name], value[name], f"{prefix}{name}", mistakes)
+            for name in known
+            if name in value
         }
         return None if mistakes else kind(**parts)
     origin = get_origin(kind)
     if origin is list and isinstance(value, list):
-        return [_structure(get_args(kind)[0], item, f"{where}[{index}]", mistakes) for index, item in enumerate(value)]
+        return [
+            _structure(get_args(kind)[0], item, f"{where}[{index}]", mistakes)
+            for index, item in enumerate(value)
+        ]
     if origin is dict and isinstance(value, Mapping):
         item_kind = get_args(kind)[1]
-        return {str(key): _structure(item_kind, item, f"{where}.{key}", mistakes) for key, item in value.items()}
+        return {
+            str(key): _structure(item_kind, item, f"{where}.{key}", mistakes) for key, item in value.items()
+        }
     if kind is Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -261,6 +315,12 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
     expected = {list: "a list", dict: "a mapping"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
     mistakes.append(f"'{where}' must be {expected}, not {value!r}")
     return None
+
+
+def _rank(override: str) -> int:
+    """Words before settings: `connector.num_queries=8 connector=mlp` sets the MLP's. `mix` after what adds mixes."""
+    key = override.partition("=")[0]
+    return 0 if key in _WORDS else 2 if key == "mix" else 1
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -274,23 +334,23 @@ def _override(tree: dict[str, Any], override: str) -> None:
     except YAMLError as error:
         raise LabError(f"override '{override}': {' '.join(str(error).split())}") from error
     if isinstance(value, str):
-        try:
-            value = float(value) if any(letter.isdigit() for letter in value) else value  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
+        with suppress(ValueError):  # YAML reads 1e-3 as text
+            value = float(value) if any(letter.isdigit() for letter in value) else value
     head, *rest = key.split(".")
-    roles = ("encoder", "connector", "text_decoder", "visual_head", "image_decoder")
-    if head in roles and rest:
-        word = tree["connectors"][0] if head == "connector" else tree[head]
+    connectors, mixes = tree.get("connectors"), tree.get("mixes")
+    if head in _WORDS and rest:
+        word = str((connectors or [""])[0] if head == "connector" else tree.get(head))
         tree.setdefault("settings", {}).setdefault(head, {}).setdefault(word, {})[".".join(rest)] = value
         return
     if key == "connector":
         tree["connectors"] = [value]
         return
     if key == "mix":
-        if value not in tree["mixes"]:
-            raise LabError(f"override '{override}': no mix '{value}'{nearest(str(value), tree['mixes'])}")
-        tree["mixes"] = {value: tree["mixes"][value]}
+        if not isinstance(mixes, dict) or value not in mixes:
+            raise LabError(
+                f"override '{override}': no mix '{value}'{nearest(str(value), map(str, mixes or ()))}"
+            )
+        tree["mixes"] = {value: mixes[value]}
         return
     place, passed = tree, ""
     for part in [head, *rest][:-1]:
@@ -302,6 +362,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _step(place: Any, part: str, passed: str, override: str) -> dict[str, Any]:
+    if part not in place and _open(passed):
+        place[part] = {}
     if not isinstance(place.get(part), dict):
         raise LabError(f"override '{override}': unknown key '{passed}{part}'{nearest(part, map(str, place))}")
     return dict.__getitem__(place, part)
