@@ -11,15 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lab.errors import LabError, nearest
 from lab.registry import check, words
 
-TASKS = (
-    "caption",
-    "inventory",
-    "vqa",
-    "text_to_image",
-    "edit",
-    "interleaved",
-    "text",
-)  # of lab/scenes/tasks.py
+# of lab/scenes/tasks.py, whose import takes seconds
+TASKS = ("caption", "inventory", "vqa", "text_to_image", "edit", "interleaved", "text")
 TRAINABLE = ("encoder", "connector", "text_decoder", "text_decoder.lora", "visual_head")
 _WORDS = ("encoder", "connector", "text_decoder", "visual_head", "image_decoder")
 
@@ -175,9 +168,8 @@ class Params:
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Reads a YAML file and applies dotted `key=value` overrides.
 
-    Two words are short for lists of one: `connector=mlp` sets `connectors` to [mlp], and `mix=NAME` keeps that
-    mix alone; `connector.num_queries=8` sets it in the settings of the chosen connector, and likewise for other
-    roles.
+    Two words are short for lists of one: `connector=mlp` sets `connectors` to [mlp], `mix=NAME` keeps that mix
+    alone. `connector.num_queries=8` goes to the settings of the chosen connector, likewise for other roles.
 
     Raises:
         LabError: a missing file, broken YAML, an override without `=` or of an unknown key.
@@ -189,7 +181,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not path.exists():
         raise LabError(f"{path}: no such file; run the command in a folder that holds a params.yaml")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException) as error:
         raise LabError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -318,7 +310,7 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
 
 
 def _rank(override: str) -> int:
-    """Words before settings: `connector.num_queries=8 connector=mlp` sets the MLP's. `mix` after what adds mixes."""
+    """Words before settings: `connector.dim=8 connector=mlp` sets the MLP's; `mix` after what adds mixes."""
     key = override.partition("=")[0]
     return 0 if key in _WORDS else 2 if key == "mix" else 1
 
