@@ -168,8 +168,8 @@ class Params:
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Reads a YAML file and applies dotted `key=value` overrides.
 
-    Two words are short for lists of one: `connector=mlp` sets `connectors` to [mlp], `mix=NAME` keeps that mix
-    alone. `connector.num_queries=8` goes to the settings of the chosen connector, likewise for other roles.
+    Two words stand for lists of one: `connector=mlp` sets `connectors` to [mlp], `mix=NAME` keeps that mix
+    alone. `connector.num_queries=8` goes to the settings of the chosen connector; likewise for other roles.
 
     Raises:
         LabError: a missing file, broken YAML, an override without `=` or of an unknown key.
