@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from components.contracts import ImageDecoder
 from lab.config import EvaluateParams
 from lab.evaluation.generation import draw_all, psnr, reconstruct
 from lab.evaluation.statistics import bootstrap_interval
@@ -27,7 +27,7 @@ SHOWN = 12  # samples kept for grids
 
 def evaluate_arm(
     arm: Arm,
-    image_decoder: nn.Module,
+    image_decoder: ImageDecoder,
     judge: Judge,
     tasks: SceneTasks,
     settings: EvaluateParams,
@@ -63,7 +63,10 @@ def evaluate_arm(
     number = min(len(scores[kind]) for kind in kinds)
     balanced = np.mean([scores[kind][:number] for kind in kinds], axis=0)
     half = float(np.subtract(*bootstrap_interval(balanced, seed)[::-1])) / 2
-    intervals["understanding/vqa"] = [metrics["understanding/vqa"] - half, metrics["understanding/vqa"] + half]
+    intervals["understanding/vqa"] = [
+        metrics["understanding/vqa"] - half,
+        metrics["understanding/vqa"] + half,
+    ]
     seconds = {"cost/evaluate_seconds": round(time.perf_counter() - start, 1)}
     return {
         "metrics": metrics | scalars | seconds,
@@ -95,20 +98,30 @@ def _understand(
     scores["understanding/caption"] = np.array([one.right for one in captioned], float)
     scores["understanding/caption_things"] = np.array([things_right(one) for one in captioned])
     listed = [
-        {"kind": one.kind, "id": one.sample_id, "question": one.question, "expected": one.expected, "given": one.given}
+        {
+            "kind": one.kind,
+            "id": one.sample_id,
+            "question": one.question,
+            "expected": one.expected,
+            "given": one.given,
+        }
         for one in (*answers, *captioned)
     ]
     (out / "answers.json").write_text(json.dumps(listed, indent=1) + "\n")
     by_row = {one.sample_id.split("/")[1]: one for one in captioned}
     return [
-        {"question": by_row[str(row)].question, "answer": by_row[str(row)].expected, "predicted": by_row[str(row)].given}
+        {
+            "question": by_row[str(row)].question,
+            "answer": by_row[str(row)].expected,
+            "predicted": by_row[str(row)].given,
+        }
         for row in range(min(SHOWN, len(captioned)))
     ]
 
 
 def _generate(
     arm: Arm,
-    image_decoder: nn.Module,
+    image_decoder: ImageDecoder,
     judge: Judge,
     tasks: SceneTasks,
     settings: EvaluateParams,
@@ -142,7 +155,9 @@ def _generate(
 
 
 def _stack(scenes: list[Scenes]) -> Scenes:
-    return Scenes(**{name: np.concatenate([getattr(s, name) for s in scenes]) for name in Scenes.__dataclass_fields__})
+    return Scenes(
+        **{name: np.concatenate([getattr(s, name) for s in scenes]) for name in Scenes.__dataclass_fields__}
+    )
 
 
 def _write_samples(
@@ -155,10 +170,10 @@ def _write_samples(
 ) -> None:
     rows = [images[:SHOWN].numpy() for images in (real, rebuilt, generated)]
     names = ("real", "reconstructed", "generated")
-    np.savez(
-        out / "samples.npz",
-        **{name: (row * 255).round().astype(np.uint8) for name, row in zip(names, rows, strict=True)},
-    )
+    stored: dict[str, Any] = {
+        name: (row * 255).round().astype(np.uint8) for name, row in zip(names, rows, strict=True)
+    }
+    np.savez(out / "samples.npz", **stored)
     for sample, record in zip(prompts, shown, strict=False):
         words = " ".join(segment.text or "" for segment in sample.segments[1:2]).split()
         record["prompt"] = " ".join(word for word in words if not word.startswith("<"))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from components.contracts import Encoder, ImageDecoder
 from lab.evaluation.understanding import prompt_of
 from lab.models.generation import generate_image_tokens, generate_text
 from lab.models.unified import UnifiedModel
@@ -27,7 +28,7 @@ class Drawn:
 @torch.no_grad()
 def draw_all(
     model: UnifiedModel,
-    image_decoder: nn.Module,
+    image_decoder: ImageDecoder,
     samples: Sequence[Sample],
     collate: Collate,
     batch_size: int,
@@ -49,7 +50,9 @@ def draw_all(
         prompts = [prompt_of(sample) for sample in chunk]
         tokenizer = collate.tokenizer
         plans = generate_text(model, collate(prompts).to(device), tokenizer[IMAGE_START])
-        prompts = [_planned(prompt, tokenizer.decode(plan)) for prompt, plan in zip(prompts, plans, strict=True)]
+        prompts = [
+            _planned(prompt, tokenizer.decode(plan)) for prompt, plan in zip(prompts, plans, strict=True)
+        ]
         tokens = generate_image_tokens(model, collate(prompts).to(device))  # (b, N, D_v)
         for offset, one in enumerate(tokens):  # a generator an image, so that batch size changes nothing
             generator = torch.Generator(device).manual_seed(seed + start + offset)
@@ -64,7 +67,7 @@ def draw_all(
 
 
 @torch.no_grad()
-def reconstruct(encoder: nn.Module, image_decoder: nn.Module, pixels: Tensor, seed: int) -> Tensor:
+def reconstruct(encoder: Encoder, image_decoder: ImageDecoder, pixels: Tensor, seed: int) -> Tensor:
     """Pixels (B, 3, H, W) through encoder and image decoder."""
     generator = torch.Generator(pixels.device).manual_seed(seed)
     return torch.cat([image_decoder.sample(encoder(chunk), generator) for chunk in pixels.split(250)])

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
+from components.contracts import Encoder, ImageDecoder
 from lab.evaluation.generation import psnr, reconstruct
 from lab.scenes.judge import Judge, judge_images
 from lab.scenes.world import World, WorldSplit
@@ -17,7 +17,10 @@ from lab.scenes.world import World, WorldSplit
 def judge_accuracy(judge: Judge, split: WorldSplit) -> dict[str, float]:
     """How often the judge is right on real scenes of held-out digits."""
     verdict = judge_images(judge, torch.from_numpy(split.pixels(np.arange(len(split.scenes)))), split.scenes)
-    return {f"judge/{name}": float(getattr(verdict, name).mean()) for name in ("digit", "colour", "place", "scene")}
+    return {
+        f"judge/{name}": float(getattr(verdict, name).mean())
+        for name in ("digit", "colour", "place", "scene")
+    }
 
 
 def load_judge(folder: Path, world: World) -> Judge:
@@ -28,7 +31,7 @@ def load_judge(folder: Path, world: World) -> Judge:
 
 
 def reconstruction_metrics(
-    encoder: nn.Module, image_decoder: nn.Module, judge: Judge, split: WorldSplit, count: int, seed: int
+    encoder: Encoder, image_decoder: ImageDecoder, judge: Judge, split: WorldSplit, count: int, seed: int
 ) -> dict[str, float]:
     """Encoder tokens back to pixels, on `count` held-out scenes: PSNR in dB and the share of digits still legible."""
     rows = np.arange(min(count, len(split.scenes)))

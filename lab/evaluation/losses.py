@@ -52,6 +52,7 @@ def validation_losses(
     text = [name for name in sums if not name.endswith("_image")]
     image = [name for name in sums if name.endswith("_image")]
     overall = sum(
-        sum(sums[name] for name in names) / max(1.0, sum(counts[name] for name in names)) for names in (text, image)
+        sum(sums[name] for name in names) / max(1.0, sum(counts[name] for name in names))
+        for names in (text, image)
     )
     return {"validation/loss": overall, **means}

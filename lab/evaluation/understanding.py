@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
+from components.contracts import TextDecoder
 from lab.models.generation import generate_text
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Collate
@@ -54,13 +54,17 @@ def answer_all(
         batch_size: rows generated at once; it changes no answer.
     """
     answers = []
-    ordered = sorted(samples, key=lambda sample: sum(len(segment.text or "") for segment in sample.segments[:-1]))
+    ordered = sorted(
+        samples, key=lambda sample: sum(len(segment.text or "") for segment in sample.segments[:-1])
+    )
     for chunk in _chunks(ordered, batch_size):
         batch = collate([prompt_of(sample) for sample in chunk])
         generated = generate_text(model, batch.to(next(model.parameters()).device), tokenizer[EOS])
         for sample, ids in zip(chunk, generated, strict=True):
             expected = (sample.segments[-1].text or "").removesuffix(EOS).strip()
-            asked = " ".join(word for word in (sample.segments[-2].text or "").split() if not word.startswith("<"))
+            asked = " ".join(
+                word for word in (sample.segments[-2].text or "").split() if not word.startswith("<")
+            )
             answers.append(Answer(sample.id, sample.task, asked, expected, tokenizer.decode(ids)))
     return answers
 
@@ -88,7 +92,9 @@ def things_right(answer: Answer) -> float:
 
 
 @torch.no_grad()
-def text_perplexity(model: UnifiedModel, samples: Sequence[Sample], collate: Collate, batch_size: int) -> float:
+def text_perplexity(
+    model: UnifiedModel, samples: Sequence[Sample], collate: Collate, batch_size: int
+) -> float:
     """Perplexity of supervised elements of plain-text samples.
 
     Args:
@@ -110,7 +116,9 @@ def _chunks(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:
 
 
 @torch.no_grad()
-def text_accuracy(model: nn.Module, tasks: SceneTasks, tokenizer: Tokenizer, count: int) -> dict[str, float]:
+def text_accuracy(
+    model: TextDecoder, tasks: SceneTasks, tokenizer: Tokenizer, count: int
+) -> dict[str, float]:
     """What a language model answers to questions about *described* held-out scenes.
 
     Args:

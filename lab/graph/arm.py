@@ -31,7 +31,9 @@ def train(declaration: str | None, overrides: list[str]) -> None:
     folder = Path.cwd()
     params = _single(_declared(folder, declaration, overrides))
     arm = arm_folder(folder, params)
-    print(f"arm {params.connectors[0]}-{next(iter(params.mixes))}: {os.path.relpath(arm, folder)}", flush=True)
+    print(
+        f"arm {params.connectors[0]}-{next(iter(params.mixes))}: {os.path.relpath(arm, folder)}", flush=True
+    )
     result = run_chain(folder, arm, params, CHAIN)
     for name, value in sorted(result["metrics"].items()):
         low_high = result["intervals"].get(name)
@@ -53,7 +55,9 @@ def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None])
     from lab.training.progress import HeldOutScore
 
     folder = Path.cwd()
-    params = _single(_declared(folder, None, [f"{key}={json.dumps(value)}" for key, value in settings.items()]))
+    params = _single(
+        _declared(folder, None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    )
     callback = HeldOutScore(report)
 
     def watch(context: Context) -> None:
@@ -103,7 +107,9 @@ def run_chain(
     metrics: dict[str, Any] = {}
     for name in stages:
         wanted = [kind for kind in ("connector", "mix") if _takes(name, kind)]
-        context = prepare(arm, params, name, *(instance[kind] for kind in wanted), work=folder / ".lab" / "work")
+        context = prepare(
+            arm, params, name, *(instance[kind] for kind in wanted), work=folder / ".lab" / "work"
+        )
         link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
         declared = folder / "output" / link.relative_to(arm / "output")
         for place, numbers in (
@@ -155,7 +161,9 @@ def _single(params: Params) -> Params:
 def _takes(name: str, kind: str) -> bool:
     stage = STAGES[name]
     texts = (*stage.keys, *stage.upstream)
-    return any(f"{{{kind}}}" in text for text in texts) or (kind == "connector" and "connector" in stage.roles)
+    return any(f"{{{kind}}}" in text for text in texts) or (
+        kind == "connector" and "connector" in stage.roles
+    )
 
 
 def _identity(place: Path) -> str:

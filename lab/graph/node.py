@@ -81,7 +81,9 @@ def record_of(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
-        raise LabError(f"{folder}: the output of an earlier stage is missing; run `dvc repro` first") from error
+        raise LabError(
+            f"{folder}: the output of an earlier stage is missing; run `dvc repro` first"
+        ) from error
     return dict(record)
 
 

@@ -80,7 +80,11 @@ class Context:
     def metrics_name(self) -> str:
         """The metrics file, relative to `metrics/`."""
         instance = self.node.instance
-        return f"{self.stage}/{instance}.json" if instance else f"{_METRICS_NAMES.get(self.stage, self.stage)}.json"
+        return (
+            f"{self.stage}/{instance}.json"
+            if instance
+            else f"{_METRICS_NAMES.get(self.stage, self.stage)}.json"
+        )
 
     def output(self, name: str) -> Path:
         """The output folder of another stage."""
@@ -121,7 +125,9 @@ def world_of(params: Params) -> World:
     from lab.scenes.world import World
 
     try:
-        return World(params.world.image_size, params.world.grid, params.world.max_digits, params.world.variants)
+        return World(
+            params.world.image_size, params.world.grid, params.world.max_digits, params.world.variants
+        )
     except ValueError as error:
         raise LabError(str(error)) from error
 
@@ -147,7 +153,12 @@ def run_stage(name: str, *instance: str, folder: Path | None = None) -> dict[str
 
 
 def prepare(
-    folder: Path, params: Params, name: str, *instance: str, output: Path | None = None, work: Path | None = None
+    folder: Path,
+    params: Params,
+    name: str,
+    *instance: str,
+    output: Path | None = None,
+    work: Path | None = None,
 ) -> Context:
     """Checks the stage's name and instance and computes its identity.
 
@@ -160,9 +171,13 @@ def prepare(
     """
     if name not in STAGES:
         raise LabError(f"no stage '{name}'{nearest(name, STAGES)}")
-    wanted = [kind for kind in ("connector", "mix") if any(f"{{{kind}}}" in text for text in _texts(STAGES[name]))]
+    wanted = [
+        kind for kind in ("connector", "mix") if any(f"{{{kind}}}" in text for text in _texts(STAGES[name]))
+    ]
     if len(instance) != len(wanted):
-        raise LabError(f"stage {name}: takes {' and '.join(wanted) or 'no instance'}, got {list(instance) or 'nothing'}")
+        raise LabError(
+            f"stage {name}: takes {' and '.join(wanted) or 'no instance'}, got {list(instance) or 'nothing'}"
+        )
     given = dict(zip(wanted, instance, strict=True))
     for kind, word in given.items():
         known = params.connectors if kind == "connector" else list(params.mixes)
@@ -178,8 +193,16 @@ def prepare(
 def identity_for(folder: Path, params: Params, name: str, given: Mapping[str, str]) -> str:
     """Identity of a stage's node, from what it reads now."""
     stage = STAGES[name]
-    upstream = {text.format(**given): identity_of(folder / "output" / text.format(**given)) for text in stage.upstream}
-    return identify(name, "-".join(given.values()), parameters_of(params, stage, given), code_of(params, stage, given), upstream)
+    upstream = {
+        text.format(**given): identity_of(folder / "output" / text.format(**given)) for text in stage.upstream
+    }
+    return identify(
+        name,
+        "-".join(given.values()),
+        parameters_of(params, stage, given),
+        code_of(params, stage, given),
+        upstream,
+    )
 
 
 def parameters_of(params: Params, stage: Stage, given: Mapping[str, str]) -> dict[str, Any]:
@@ -200,7 +223,9 @@ def parameters_of(params: Params, stage: Stage, given: Mapping[str, str]) -> dic
 
 def code_of(params: Params, stage: Stage, given: Mapping[str, str]) -> list[str]:
     """Files and folders of the repository that shape the stage's numbers."""
-    words = {role: given["connector"] if role == "connector" else getattr(params, role) for role in stage.roles}
+    words = {
+        role: given["connector"] if role == "connector" else getattr(params, role) for role in stage.roles
+    }
     return [*stage.code, *(f"components/{ROLES[role]}/{word}.py" for role, word in words.items())]
 
 
@@ -230,7 +255,9 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
 
     params, stage = context.params, STAGES[context.stage]
     given = {"connector": context.connector, "mix": context.mix}
-    tags = {role: getattr(params, role) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")}
+    tags = {
+        role: getattr(params, role) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")
+    }
     tags |= {"seed": str(params.seed), **{kind: word for kind, word in given.items() if word}}
     data = context.output("data")
     return start_run(
@@ -285,15 +312,17 @@ def _judge(context: Context) -> dict[str, Any]:
     from lab.scenes.world import read_split
 
     settings = context.params.judge
-    splits = {name: read_split(context.output("data"), context.world, name) for name in ("train", "test")}  # type: ignore[arg-type]
+    train = read_split(context.output("data"), context.world, "train")
+    test = read_split(context.output("data"), context.world, "test")
     judge = train_judge(
-        splits["train"], settings.steps, settings.batch_size, settings.learning_rate, context.params.seed
+        train, settings.steps, settings.batch_size, settings.learning_rate, context.params.seed
     )
     save_file(judge.state_dict(), context.out / "judge.safetensors")
-    return judge_accuracy(judge, splits["test"])
+    return judge_accuracy(judge, test)
 
 
 def _encoder(context: Context) -> dict[str, Any]:
+    from lab.evaluation.encoding import region_accuracy
     from lab.models.contrastive import ContrastiveModel
     from lab.models.store import save_component
     from lab.registry import build
@@ -309,7 +338,8 @@ def _encoder(context: Context) -> dict[str, Any]:
     split = read_split(context.output("data"), context.world, "train")
     language = Language(context.world)
     tokenizer = Tokenizer.of_words(language.vocabulary())
-    model = ContrastiveModel(build("encoder", spec, *args), len(tokenizer))
+    encoder = build("encoder", spec, *args)
+    model = ContrastiveModel(encoder, len(tokenizer))
     module = ContrastivePretraining(
         model,
         settings.losses,
@@ -321,10 +351,10 @@ def _encoder(context: Context) -> dict[str, Any]:
     collate = RegionCollate(split, language, tokenizer)
     rows = Rows(len(split.scenes), context.params.seed)
     seconds = context.fit(module, rows, collate, settings)
-    save_component(context.out, "encoder", spec, args, model.encoder)
-    from lab.evaluation.encoding import region_accuracy
-
-    held_out = RegionCollate(read_split(context.output("data"), context.world, "validation"), language, tokenizer)
+    save_component(context.out, "encoder", spec, args, encoder)
+    held_out = RegionCollate(
+        read_split(context.output("data"), context.world, "validation"), language, tokenizer
+    )
     return {**region_accuracy(model.eval(), held_out), "cost/train_seconds": round(seconds, 1)}
 
 
@@ -358,7 +388,9 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     seconds = context.fit(module, mix, collate, settings)
     save_component(context.out, "text_decoder", spec, args, model)
     tokenizer.save(context.out / TOKENIZER)
-    metrics = text_accuracy(model.eval(), context.tasks("validation"), tokenizer, params.stages.evaluate.texts)
+    metrics = text_accuracy(
+        model.eval(), context.tasks("validation"), tokenizer, params.stages.evaluate.texts
+    )
     return {**metrics, "cost/train_seconds": round(seconds, 1)}
 
 
@@ -389,7 +421,9 @@ def _image_decoder(context: Context) -> dict[str, Any]:
     save_component(context.out, "image_decoder", spec, args, model)
     judge = load_judge(context.output("judge"), context.world)
     test = read_split(context.output("data"), context.world, "test")
-    metrics = reconstruction_metrics(encoder, model.eval(), judge, test, params.stages.evaluate.prompts, params.seed)
+    metrics = reconstruction_metrics(
+        encoder, model.eval(), judge, test, params.stages.evaluate.prompts, params.seed
+    )
     return {**metrics, "cost/train_seconds": round(seconds, 1)}
 
 
@@ -399,7 +433,9 @@ def _align(context: Context) -> dict[str, Any]:
     from lab.models.arm import new_arm
 
     params = context.params
-    arm = new_arm(params, context.connector, context.output("encoder"), context.output("text_decoder"), params.seed)
+    arm = new_arm(
+        params, context.connector, context.output("encoder"), context.output("text_decoder"), params.seed
+    )
     train = context.tasks("train")
     with torch.no_grad():  # statistics of the tokens that the visual head regresses
         import numpy as np
@@ -440,7 +476,11 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, floa
     losses = validation_losses(arm.model, context.tasks("validation"), collate, mix, context.params.seed)
     consumed = {f"mix/{task}": dataset.cycle.count(task) / len(dataset.cycle) for task in mix}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    cost = {"cost/train_seconds": round(seconds, 1), "cost/samples": len(dataset), "cost/trained_parameters": trained}
+    cost = {
+        "cost/train_seconds": round(seconds, 1),
+        "cost/samples": len(dataset),
+        "cost/trained_parameters": trained,
+    }
     return losses | consumed | cost
 
 
@@ -454,17 +494,24 @@ def _evaluate(context: Context) -> dict[str, Any]:
     judge = load_judge(context.output("judge"), context.world)
     image_decoder = load_component(context.output("image_decoder"))
     result = evaluate_arm(
-        arm, image_decoder, judge, context.tasks("test"), context.params.stages.evaluate, context.params.seed, context.out
+        arm,
+        image_decoder,
+        judge,
+        context.tasks("test"),
+        context.params.stages.evaluate,
+        context.params.seed,
+        context.out,
     )
     judged = json.loads((context.folder / "metrics" / "judge.json").read_text())
     trained = json.loads((context.folder / "metrics" / "instruct" / f"{context.arm}.json").read_text())
     result["metrics"] |= judged | {"cost/train_seconds": trained["cost/train_seconds"]}
     params = context.params
-    words = {role: getattr(params, role) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")}
+    words = {
+        role: getattr(params, role) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")
+    }
     arm_tags = {"connector": context.connector, "mix": context.mix, **words, "seed": params.seed}
     if context.tracked is not None:
-        for name in ("samples.png",):
-            context.tracked.artifact(context.out / name, "samples")
+        context.tracked.artifact(context.out / "samples.png", "samples")
     return {"arm": arm_tags, **result}
 
 
@@ -478,9 +525,7 @@ _METRICS_NAMES = {"compare": "comparison"}
 STAGES: dict[str, Stage] = {
     "data": Stage(("seed", "world", "data"), (), (), ("lab/scenes",), _data),
     "judge": Stage(("seed", "world", "judge"), (), ("data",), ("lab/scenes",), _judge),
-    "encoder": Stage(
-        ("seed", "world", "stages.encoder"), ("encoder",), ("data",), _MODEL_CODE, _encoder
-    ),
+    "encoder": Stage(("seed", "world", "stages.encoder"), ("encoder",), ("data",), _MODEL_CODE, _encoder),
     "text_decoder": Stage(
         ("seed", "world", "stages.text_decoder", "stages.evaluate.texts"),
         ("text_decoder",),

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from components.contracts import TextDecoder
 from lab.config import Params
 from lab.models.store import load_component, save_component
 from lab.models.unified import UnifiedModel
@@ -44,7 +44,9 @@ class Arm:
         self.tokenizer.save(folder / TOKENIZER)
 
 
-def new_arm(params: Params, connector: str, encoder_folder: Path, text_decoder_folder: Path, seed: int) -> Arm:
+def new_arm(
+    params: Params, connector: str, encoder_folder: Path, text_decoder_folder: Path, seed: int
+) -> Arm:
     """An arm at the start of alignment: pretrained encoder and text decoder, fresh connector and visual head.
 
     Args:
@@ -58,14 +60,17 @@ def new_arm(params: Params, connector: str, encoder_folder: Path, text_decoder_f
     torch.manual_seed(seed)
     built: dict[str, tuple[dict[str, object], tuple[int, ...]]] = {
         "encoder": (params.spec("encoder", params.encoder), (encoder.image_size,)),
-        "connector": (params.spec("connector", connector), (encoder.dim, text_decoder.dim, encoder.num_tokens)),
+        "connector": (
+            params.spec("connector", connector),
+            (encoder.dim, text_decoder.dim, encoder.num_tokens),
+        ),
         "text_decoder": (params.spec("text_decoder", params.text_decoder), (len(tokenizer),)),
         "visual_head": (
             params.spec("visual_head", params.visual_head),
             (text_decoder.dim, encoder.dim, encoder.num_tokens),
         ),
     }
-    parts: dict[str, nn.Module] = {"encoder": encoder, "text_decoder": text_decoder}
+    parts = {"encoder": encoder, "text_decoder": text_decoder}
     for role in ("connector", "visual_head"):
         parts[role] = build(role, built[role][0], *built[role][1])
     return Arm(UnifiedModel(**parts), tokenizer, built)
@@ -82,7 +87,7 @@ def load_arm(folder: Path) -> Arm:
     return Arm(UnifiedModel(**parts).eval(), Tokenizer.load(folder / TOKENIZER), built)
 
 
-def load_text_decoder(params: Params, folder: Path) -> tuple[nn.Module, Tokenizer]:
+def load_text_decoder(params: Params, folder: Path) -> tuple[TextDecoder, Tokenizer]:
     """The pretrained text decoder and its tokenizer.
 
     The stage trains the decoder without adapters; LoRA, if the settings ask for it, is added here, at zero.

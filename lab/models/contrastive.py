@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class CaptionedRegions:
-    """Images with captions and region phrases.
-
-    Attributes:
-        pixels: (B, 3, H, W) in [0, 1].
-        captions: (B, L) ids, 0 is padding.
-        phrases: (U, L') ids of the batch's different region phrases, 0 is padding.
-        phrase_of: (B, C) index into `phrases` of each cell of a square grid, raster order.
-        occupied: (B, C) cells that hold something.
-        sample_ids: B names.
-    """
-
-    pixels: Tensor
-    captions: Tensor
-    phrases: Tensor
-    phrase_of: Tensor
-    occupied: Tensor
-    sample_ids: tuple[str, ...]
-
-    def to(self, device: torch.device | str) -> CaptionedRegions:
-        """The batch on another device."""
-        tensors = ("pixels", "captions", "phrases", "phrase_of", "occupied")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+from components.contracts import Encoder
+from lab.errors import LabError
+from lab.samples.regions import CaptionedRegions
 
 
 class ContrastiveModel(nn.Module):
@@ -48,8 +24,12 @@ class ContrastiveModel(nn.Module):
         dim: width of the shared space.
     """
 
-    def __init__(self, encoder: nn.Module, vocabulary: int, dim: int = 128) -> None:
+    encoder: Encoder
+
+    def __init__(self, encoder: Encoder, vocabulary: int, dim: int = 128) -> None:
         super().__init__()
+        if encoder.grid is None:
+            raise LabError("contrastive pretraining: the encoder's tokens lie on no grid, so cells have none")
         self.encoder = encoder
         self.words = nn.Embedding(vocabulary, dim, padding_idx=0)
         self.order = nn.Parameter(0.02 * torch.randn(64, dim))
@@ -58,6 +38,7 @@ class ContrastiveModel(nn.Module):
         self.image_projection = nn.Linear(encoder.dim, dim)
         self.region_projection = nn.Linear(encoder.dim, dim)
         self.log_scale = nn.Parameter(torch.tensor([2.66, 2.66]))  # 1 / 0.07, as in CLIP
+        self.grid = encoder.grid
         self.patch = encoder.image_size // encoder.grid[0]
         self.readout = nn.Linear(encoder.dim, 3 * self.patch**2)
 
@@ -70,14 +51,16 @@ class ContrastiveModel(nn.Module):
 
     def regions(self, tokens: Tensor, side: int) -> Tensor:
         """(B, N, D_v) -> (B, side * side, D_v): tokens averaged within each cell."""
-        grid = tokens.transpose(1, 2).unflatten(2, self.encoder.grid)  # (B, D_v, gh, gw)
+        grid = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, D_v, gh, gw)
         return F.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
 
     def caption_loss(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
         """Scalar; images (B, N, D_v) against the captions of the batch, both ways."""
         image = F.normalize(self.image_projection(tokens.mean(dim=1)), dim=-1)  # (B, dim)
         logits = self._scale(0) * image @ self.embed_text(batch.captions).T  # (B, B)
-        same = (batch.captions.unsqueeze(0) == batch.captions.unsqueeze(1)).all(dim=-1)  # (B, B) equal captions
+        same = (batch.captions.unsqueeze(0) == batch.captions.unsqueeze(1)).all(
+            dim=-1
+        )  # (B, B) equal captions
         return (_multi_positive(logits, same) + _multi_positive(logits.T, same)) / 2
 
     def region_logits(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
@@ -92,7 +75,9 @@ class ContrastiveModel(nn.Module):
 
     def reconstruction_loss(self, tokens: Tensor, batch: CaptionedRegions) -> Tensor:
         """Scalar, mean squared error of pixels read linearly from the token of their patch."""
-        patches = F.pixel_unshuffle(batch.pixels, self.patch).flatten(2).transpose(1, 2)  # (B, N, 3 * patch^2)
+        patches = (
+            F.pixel_unshuffle(batch.pixels, self.patch).flatten(2).transpose(1, 2)
+        )  # (B, N, 3 * patch^2)
         return F.mse_loss(self.readout(tokens), patches)
 
     def _scale(self, index: int) -> Tensor:

@@ -37,8 +37,8 @@ def save_component(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_component(folder: Path) -> nn.Module:
-    """Builds the component that was saved and loads its weights.
+def load_component(folder: Path) -> Any:
+    """Builds the component that was saved and loads its weights; it keeps the protocol of its role.
 
     Raises:
         LabError: files are missing, or weights do not fit.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.contracts import Connector, Encoder, TextDecoder, VisualHead
 from lab.errors import LabError
 from lab.samples.batch import Batch
 
@@ -39,16 +40,21 @@ class UnifiedModel(nn.Module):
 
     Args:
         encoder, connector, text_decoder, visual_head: components that keep the contracts of their roles.
-        feedback_passes: in training, share of drawn images whose fed-back tokens are the model's own predictions from
+        own_feedback: in training, share of drawn images whose fed-back tokens are the model's own predictions from
             a first pass without gradient (scheduled sampling in two passes, arXiv:1906.07651).
     """
 
+    encoder: Encoder
+    connector: Connector
+    text_decoder: TextDecoder
+    visual_head: VisualHead
+
     def __init__(
         self,
-        encoder: nn.Module,
-        connector: nn.Module,
-        text_decoder: nn.Module,
-        visual_head: nn.Module,
+        encoder: Encoder,
+        connector: Connector,
+        text_decoder: TextDecoder,
+        visual_head: VisualHead,
         own_feedback: float = 0.0,
     ) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             item.name: value.to(device, non_blocking=True)
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)
@@ -70,7 +71,12 @@ class Collate:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, tokens_read: int, tokens_drawn: int, tasks: Sequence[str], left: bool = False
+        self,
+        tokenizer: Tokenizer,
+        tokens_read: int,
+        tokens_drawn: int,
+        tasks: Sequence[str],
+        left: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_read = tokens_read

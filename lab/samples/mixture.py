@@ -50,7 +50,11 @@ class Mixture(Dataset[Sample]):
         return self.source.sample(task, int(self._permutation(task, epoch)[index]), self._seed(task, epoch))
 
     def _seed(self, task: str, epoch: int) -> int:
-        return int(np.random.SeedSequence([self.seed, list(self.source.tasks).index(task), epoch]).generate_state(1)[0])
+        return int(
+            np.random.SeedSequence([self.seed, list(self.source.tasks).index(task), epoch]).generate_state(1)[
+                0
+            ]
+        )
 
     def _permutation(self, task: str, epoch: int) -> np.ndarray:
         key = (task, epoch)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lab.models.contrastive import CaptionedRegions
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.language import Language, things_of
 from lab.scenes.world import EMPTY, WorldSplit
@@ -42,6 +41,32 @@ class Pixels:
         return replace(self, pixels_drawn=self.pixels_drawn.to(device))
 
 
+@dataclass(frozen=True)
+class CaptionedRegions:
+    """Images with captions and region phrases.
+
+    Attributes:
+        pixels: (B, 3, H, W) in [0, 1].
+        captions: (B, L) ids, 0 is padding.
+        phrases: (U, L') ids of the batch's different region phrases, 0 is padding.
+        phrase_of: (B, C) index into `phrases` of each cell of a square grid, raster order.
+        occupied: (B, C) cells that hold something.
+        sample_ids: B names.
+    """
+
+    pixels: Tensor
+    captions: Tensor
+    phrases: Tensor
+    phrase_of: Tensor
+    occupied: Tensor
+    sample_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> CaptionedRegions:
+        """The batch on another device."""
+        tensors = ("pixels", "captions", "phrases", "phrase_of", "occupied")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+
 class PixelCollate:
     """Scene rows to images."""
 
@@ -49,7 +74,9 @@ class PixelCollate:
         self.split = split
 
     def __call__(self, rows: Sequence[int]) -> Pixels:
-        return Pixels(torch.from_numpy(self.split.pixels(np.array(rows))), tuple(f"scene/{row}" for row in rows))
+        return Pixels(
+            torch.from_numpy(self.split.pixels(np.array(rows))), tuple(f"scene/{row}" for row in rows)
+        )
 
 
 class RegionCollate:

@@ -33,7 +33,9 @@ class DigitPatches:
     instances: np.ndarray
 
 
-def split_instances(seed: int, shares: tuple[float, float, float] = (0.7, 0.15, 0.15)) -> dict[Split, np.ndarray]:
+def split_instances(
+    seed: int, shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
+) -> dict[Split, np.ndarray]:
     """Rows of `load_digits` of each split: disjoint, every class in the same proportions."""
     from sklearn.datasets import load_digits
 

@@ -169,5 +169,3 @@ def read_split(folder: Path, world: World, split: Split) -> WorldSplit:
     with np.load(folder / f"scenes-{split}.npz") as stored:
         scenes = Scenes(**stored)
     return WorldSplit(world, digits, scenes)
-
-

@@ -33,7 +33,8 @@ class ExactResume(pl.Callback):
         self.batches_done += 1
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+        numpy_state: Any = np.random.get_state(legacy=True)  # a tuple; its type allows a dict as well
+        name, keys, position, has_gauss, gauss = numpy_state
         return {
             "batches_done": self.batches_done,
             "torch": torch.get_rng_state(),

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab.errors import LabError, nearest
-from lab.models.contrastive import CaptionedRegions, ContrastiveModel
+from lab.models.contrastive import ContrastiveModel
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Batch
+from lab.samples.regions import CaptionedRegions
 
 
 class StageModule(pl.LightningModule):
@@ -62,7 +64,7 @@ class StageModule(pl.LightningModule):
         self._sums, self._counts = {}, {}
         return means
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
             rates = [rate for prefix, rate in self.learning_rates.items() if name.startswith(prefix)]
@@ -130,6 +132,8 @@ class ContrastivePretraining(StageModule):
 class TextPretraining(StageModule):
     """Language model pretraining on plain text: cross-entropy of the elements that samples mark as supervised."""
 
+    model: Any  # keeps the protocol of a text decoder
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         states = self.model(self.model.embed(batch.ids), batch.mask, positions_of(batch.mask))  # (B, T, D)
         row, column = batch.supervised.nonzero(as_tuple=True)
@@ -147,6 +151,8 @@ class ImageDecoderTraining(StageModule):
         noise: standard deviation of Gaussian noise on tokens, relative to their own deviation, so that the decoder
             also reads the imperfect tokens that a language model predicts.
     """
+
+    model: Any  # keeps the protocol of an image decoder
 
     def __init__(self, model: nn.Module, encoder: nn.Module, noise: float, **schedule: Any) -> None:
         super().__init__(model, **schedule)
@@ -203,7 +209,7 @@ class UnifiedTraining(StageModule):
         return total
 
 
-def set_trainable(model: nn.Module, trainable: list[str]) -> None:
+def set_trainable(model: UnifiedModel, trainable: list[str]) -> None:
     """Freezes every role of the unified model that the recipe does not name.
 
     Raises:
