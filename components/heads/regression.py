@@ -26,8 +26,8 @@ class Regression(nn.Module):
         dim_target: width of a visual token, D_v.
         num_tokens: visual tokens of an image, N.
         loss: "mse" on standardised tokens (VL-GPT), or "cosine" (VPiT).
-        hide: highest share of fed-back tokens replaced by a learned vector in training; each image draws its share
-            uniformly from 0 to this (1: up to all).
+        hide: share of images all of whose fed-back tokens are replaced by a learned vector in training, so that the
+            prompt alone has to do; the others hide a random share of them, drawn uniformly.
         noise: standard deviation of Gaussian noise on fed-back tokens in training, in units of a token's own deviation.
     """
 
@@ -41,7 +41,7 @@ class Regression(nn.Module):
         num_tokens: int,
         *,
         loss: Literal["mse", "cosine"] = "mse",
-        hide: float = 1.0,
+        hide: float = 0.5,
         noise: float = 0.2,
     ) -> None:
         super().__init__()
@@ -77,7 +77,8 @@ class Regression(nn.Module):
             standard = standard + self.noise * torch.randn_like(standard)
         embeds = self.feedback(standard)  # (B, n, D)
         if self.training and self.hide:
-            share = self.hide * torch.rand(len(tokens), 1, 1, device=tokens.device)
+            share = torch.rand(len(tokens), 1, 1, device=tokens.device)
+            share = share.masked_fill(torch.rand_like(share) < self.hide, 1.0)
             hidden = torch.rand(*embeds.shape[:2], 1, device=tokens.device) < share  # (B, n, 1)
             embeds = torch.where(hidden, self.hidden.to(embeds.dtype), embeds)
         return embeds + self.position[first : first + tokens.shape[1]]

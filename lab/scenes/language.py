@@ -69,9 +69,9 @@ class Language:
         return " , ".join(f"{self.places[thing.cell]} {thing.colour} {thing.digit}" for thing in things)
 
     def inventory(self, things: Sequence[Thing]) -> str:
-        """The digits in ascending order, with the colour and the place of each."""
-        ascending = sorted(things, key=lambda thing: thing.digit)
-        return " , ".join(f"{thing.digit} {thing.colour} {self.places[thing.cell]}" for thing in ascending)
+        """Every digit from 0 to 9, with its colour and place or "nowhere": as dense as looking things up by content gets."""
+        found = {thing.digit: f"{thing.colour} {self.places[thing.cell]}" for thing in things}
+        return " ".join(f"{digit} {found.get(digit, 'nowhere')}" for digit in range(10))
 
     def listing(self, things: Sequence[Thing]) -> str:
         """Every cell in raster order with its name, empty ones included, all in three words."""

@@ -3,7 +3,7 @@
 | task | the model reads | the model produces |
 |---|---|---|
 | caption | image, prompt | canonical caption |
-| inventory | image, prompt | digits in ascending order, each with colour and place |
+| inventory | image, prompt | every digit, with its colour and place or nowhere |
 | vqa | image, several questions | answers |
 | text_to_image | description | plan, image |
 | edit | image, instruction | plan, edited image |
