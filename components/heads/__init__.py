@@ -1,1 +1,1 @@
-"""Visual heads: language model states to visual tokens, and the visual tokens that the language model reads back."""
+"""Visual heads: language model states to visual tokens, and visual tokens back to its inputs."""

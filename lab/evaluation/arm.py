@@ -1,4 +1,4 @@
-"""The whole evaluation of one arm: understanding and generation, every figure with its interval and chance level."""
+"""The whole evaluation of one arm: understanding and generation, figures with intervals and chance levels."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def evaluate_arm(
         out: receives `answers.json`, `samples.npz`, `samples.json` and `samples.png`.
 
     Returns:
-        metrics (name -> value), intervals (name -> [low, high], 95% bootstrap over samples), chance (name -> value),
-        samples (number scored).
+        metrics (name -> value), intervals (name -> [low, high], 95% bootstrap over samples), chance (name ->
+        value), samples (number scored).
     """
     start = time.perf_counter()
     scores: dict[str, np.ndarray] = {}

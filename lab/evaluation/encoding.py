@@ -13,8 +13,8 @@ def region_accuracy(model: ContrastiveModel, held_out: RegionCollate, count: int
     """Zero-shot reading of held-out scenes by the contrastive model itself.
 
     Returns:
-        `encoder/region`: share of occupied cells whose phrase (colour, digit, place) ranks first among all phrases of
-        1,000 scenes; `encoder/reconstruction_mse`: of the linear pixel readout.
+        `encoder/region`: share of occupied cells whose phrase (colour, digit, place) ranks first among all
+        phrases of 1,000 scenes; `encoder/reconstruction_mse`: of the linear pixel readout.
     """
     batch = held_out(range(min(count, len(held_out.split.scenes))))
     tokens = model.encoder(batch.pixels)

@@ -33,7 +33,7 @@ def load_judge(folder: Path, world: World) -> Judge:
 def reconstruction_metrics(
     encoder: Encoder, image_decoder: ImageDecoder, judge: Judge, split: WorldSplit, count: int, seed: int
 ) -> dict[str, float]:
-    """Encoder tokens back to pixels, on `count` held-out scenes: PSNR in dB and the share of digits still legible."""
+    """Encoder tokens back to pixels, on `count` held-out scenes: PSNR in dB and what is still legible."""
     rows = np.arange(min(count, len(split.scenes)))
     pixels = torch.from_numpy(split.pixels(rows))
     rebuilt = reconstruct(encoder, image_decoder, pixels, seed)

@@ -128,8 +128,8 @@ def text_accuracy(
         count: questions of each kind.
 
     Returns:
-        `text/<kind>` and their mean `text/average`: the share of questions whose every answer element ranks first
-        when the right ones precede it.
+        `text/<kind>` and their mean `text/average`: the share of questions whose every answer element ranks
+        first when the right ones precede it.
     """
     collate = Collate(tokenizer, 0, 0, tuple(QUESTIONS))
     found: dict[str, float] = {}

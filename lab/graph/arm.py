@@ -1,7 +1,7 @@
-"""One arm outside the pipeline: `lab train` and the trials of a sweep. What already exists is reused, never retrained.
+"""One arm outside the pipeline: `lab train` and a trial of a sweep. What exists is reused, never retrained.
 
-A node is looked for by its identity: first among the pipeline's outputs in the current folder, then among nodes that
-earlier arms left in `.lab/nodes`. Only what is found in neither runs.
+A node is looked for by its identity: first among the pipeline's outputs in the current folder, then among
+nodes that earlier arms left in `.lab/nodes`. Only what is found in neither runs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None])
 
     Args:
         settings: dotted key -> value; `connector` and `mix` choose the arm.
-        report: called with (step, score) during instruction tuning, higher is better (see HeldOutScore); it may raise to
-            stop the trial.
+        report: called with (step, score) during instruction tuning, higher is better (see HeldOutScore); it
+            may raise to stop the trial.
 
     Returns:
         Metrics of the evaluation.

@@ -1,8 +1,8 @@
 """A node is one execution of one stage: its identity, its folders, its record.
 
-The identity is a hash of everything the stage reads: its parameters, the code files it depends on, and the identities of
-the nodes upstream. It names the folder of resumable state, so an interrupted node continues where it was and a changed
-one never picks up state that is not its own.
+The identity is a hash of everything the stage reads: its parameters, the code files it depends on, and the
+identities of the nodes upstream. It names the folder of resumable state, so an interrupted node continues
+where it was and a changed one never picks up state that is not its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The stages of the pipeline: what each reads, and what it does.
 
-`dvc.yaml` calls them as `lab stage NAME [INSTANCE]` in the folder of a `params.yaml`. The table STAGES says what a stage
-depends on; a test holds `dvc.yaml` to it.
+`dvc.yaml` calls them as `lab stage NAME [INSTANCE]` in the folder of a `params.yaml`. The table STAGES says
+what a stage depends on; a test holds `dvc.yaml` to it.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def _texts(stage: Stage) -> tuple[str, ...]:
     return (*stage.keys, *stage.upstream, *(f"{{{role}}}" for role in stage.roles if role == "connector"))
 
 
-# -- stages --------------------------------------------------------------------------------------------------------------
+# -- stages --------------------------------------------------------------------------------------------------
 
 
 def _data(context: Context) -> dict[str, Any]:

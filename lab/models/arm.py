@@ -1,4 +1,4 @@
-"""A trained arm as one folder: its four components and its tokenizer. Whoever has the folder has the model."""
+"""A trained arm as one folder: four components and a tokenizer. Whoever has the folder has the model."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from lab.samples.regions import CaptionedRegions
 class ContrastiveModel(nn.Module):
     """An encoder, a small text tower and a linear pixel readout.
 
-    Three losses: images against captions (CLIP, arXiv:2103.00020), cells against the phrases that describe them
-    (RegionCLIP, arXiv:2112.09106) so that tokens say what is *where*, and reconstruction of patches by a linear map so
-    that tokens keep how it looks.
+    Three losses: images against captions (CLIP, arXiv:2103.00020), cells against the phrases that describe
+    them (RegionCLIP, arXiv:2112.09106) so that tokens say what is *where*, and reconstruction of patches by a
+    linear map so that tokens keep how it looks.
 
     Args:
         encoder: (B, 3, H, W) -> (B, N, D_v), with a square token grid.

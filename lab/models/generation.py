@@ -1,4 +1,4 @@
-"""Free-running generation with a key-value cache: answers word by word, images visual token by visual token."""
+"""Free-running generation with a key-value cache: answers word by word, images token by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components on disk: `config.json` (what it is) and `model.safetensors` (its weights). Nothing is executed on load."""
+"""Components on disk: `config.json` (what) and `model.safetensors` (weights). Loading executes nothing."""
 
 from __future__ import annotations
 

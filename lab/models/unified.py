@@ -35,13 +35,14 @@ class Losses:
 class UnifiedModel(nn.Module):
     """Encoder, connector, text decoder and visual head; the only place where their widths meet.
 
-    Images that are read enter through the connector; images that are drawn are the encoder's own tokens, predicted one
-    after the other by the visual head and fed back by it. The state before an element predicts it.
+    Images that are read enter through the connector; images that are drawn are the encoder's own tokens,
+    predicted one after the other by the visual head and fed back by it. The state before an element predicts
+    it.
 
     Args:
         encoder, connector, text_decoder, visual_head: components that keep the contracts of their roles.
-        own_feedback: in training, share of drawn images whose fed-back tokens are the model's own predictions from
-            a first pass without gradient (scheduled sampling in two passes, arXiv:1906.07651).
+        own_feedback: in training, share of drawn images whose fed-back tokens are the model's own predictions
+            from a first pass without gradient (scheduled sampling in two passes, arXiv:1906.07651).
     """
 
     encoder: Encoder
@@ -62,10 +63,10 @@ class UnifiedModel(nn.Module):
         self.text_decoder, self.visual_head = text_decoder, visual_head
         self.own_feedback = own_feedback
 
-    # -- sequence ----------------------------------------------------------------------------------------------------
+    # -- sequence --------------------------------------------------------------------------------------------
 
     def assemble(self, batch: Batch, drawn: Tensor | None) -> Tensor:
-        """Embeddings (B, T, D) of a batch; `drawn` (J, N, D_v) are the visual tokens fed back, None if J is 0.
+        """Embeddings (B, T, D) of a batch; `drawn` (J, N, D_v): visual tokens fed back, None if J is 0.
 
         Raises:
             LabError: slots and visual tokens differ in number.
@@ -89,7 +90,7 @@ class UnifiedModel(nn.Module):
         """Hidden states (B, T, D)."""
         return self.text_decoder(self.assemble(batch, drawn), batch.mask, positions_of(batch.mask))
 
-    # -- training ----------------------------------------------------------------------------------------------------
+    # -- training --------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> Losses:
         """Losses of a batch (right-padded)."""

@@ -19,8 +19,8 @@ from lab.samples.tokenizer import Tokenizer
 class Batch:
     """B rows of T positions. Masks are bool, True means real.
 
-    An image takes `<image_start>`, its visual tokens and `<image_end>`. Images that the model reads are marked in
-    `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order.
+    An image takes `<image_start>`, its visual tokens and `<image_end>`. Images that the model reads are
+    marked in `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order.
 
     Attributes:
         ids: (B, T) int64; the pad id where a visual token or padding stands.

@@ -1,7 +1,7 @@
 """Mixes: which task each sample of a training stage belongs to, as a pure function of (seed, position).
 
-Nothing here has state, so data order after a resume is right by construction: sample number j is the same whoever asks
-for it, and batch k always holds samples k * batch_size to (k + 1) * batch_size - 1.
+Nothing here has state, so data order after a resume is right by construction: sample number j is the same
+whoever asks for it, and batch k always holds samples k * batch_size to (k + 1) * batch_size - 1.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class PixelCollate:
 
 
 class RegionCollate:
-    """Scene rows to images with captions and the phrase of every cell ("red 3 top-left", "empty top-right")."""
+    """Scene rows to images with captions, and a phrase a cell ("top-left red 3", "top-right empty cell")."""
 
     def __init__(self, split: WorldSplit, language: Language, tokenizer: Tokenizer) -> None:
         self.split, self.language, self.tokenizer = split, language, tokenizer

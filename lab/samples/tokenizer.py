@@ -1,4 +1,4 @@
-"""Tokenizers in the transformers format: a word-level one for the built-in world, any other from a folder or name."""
+"""Tokenizers in the transformers format: word-level for the built-in world, or any from a folder or name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Tokenizer:
     """Text to ids with the lab's special tokens; encodings of whole segments are remembered.
 
     Args:
-        tokenizer: any transformers tokenizer; special tokens that it lacks are added, so its length can exceed the
-            vocabulary of the checkpoint it came with.
+        tokenizer: any transformers tokenizer; special tokens that it lacks are added, so its length can
+            exceed the vocabulary of the checkpoint it came with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,7 +1,8 @@
 """Real handwritten digits, split by instance before anything is composed of them.
 
-The 1,797 images are scikit-learn's `load_digits` (the test part of the UCI "Optical Recognition of Handwritten Digits"
-set). The set does not say who wrote which digit, so the split is by image: stratified by class, disjoint, seeded.
+The 1,797 images are scikit-learn's `load_digits` (the test part of the UCI "Optical Recognition of
+Handwritten Digits" set). The set does not say who wrote which digit, so the split is by image: stratified by
+class, disjoint, seeded.
 """
 
 from __future__ import annotations

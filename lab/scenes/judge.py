@@ -1,7 +1,7 @@
 """The judge of generated images: reads every cell and states its own accuracy.
 
-It is trained on training digits alone, composed by a seed of its own, and validated on held-out digits. Its word on a
-generated image is worth as much as that accuracy, which every report repeats.
+It is trained on training digits alone, composed by a seed of its own, and validated on held-out digits. Its
+word on a generated image is worth as much as that accuracy, which every report repeats.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NO_DIGIT = 10  # class of an empty cell
 class Judge(nn.Module):
     """Classifier of cell content.
 
-    Shapes: pixels (B, 3, H, W) in [0, 1] -> digit logits (B, C, 11), class 10 is empty; colour logits (B, C, 6); cell
-    features (B, C, 64).
+    Shapes: pixels (B, 3, H, W) in [0, 1] -> digit logits (B, C, 11), class 10 is empty; colour logits (B, C,
+    6); cell features (B, C, 64).
     """
 
     FEATURES = 64

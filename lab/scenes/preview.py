@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lab.scenes.world import SPLITS, World, read_split
+from lab.scenes.digits import SPLITS
+from lab.scenes.world import World, read_split
 
 
 def write_preview(folder: Path, world: World, rows: int = 3, columns: int = 12) -> None:

@@ -1,7 +1,7 @@
-"""Scenes: a grid of cells, some of which hold a tinted digit. Specifications are small; pixels are rendered on demand.
+"""Scenes: a grid of cells, some of which hold a tinted digit; pixels are rendered on demand.
 
-A scene is kept as integers (which digit image, tint, place in its cell), so a hundred thousand scenes are a few
-megabytes, and an edited scene is the same integers with one cell changed.
+A scene is kept as integers (which digit image, tint, place in its cell), so a hundred thousand scenes are a
+few megabytes, and an edited scene is the same integers with one cell changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lab.scenes.digits import PATCH, SPLITS, DigitPatches, Split, load_patches, split_instances
+from lab.scenes.digits import PATCH, DigitPatches, Split, load_patches, split_instances
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (1.0, 0.2, 0.2),
@@ -45,7 +45,8 @@ class World:
     def __post_init__(self) -> None:
         if self.image_size % self.grid or self.cell < PATCH:
             raise ValueError(
-                f"world: {self.grid} cells of at least {PATCH} px do not fill an image of {self.image_size} px evenly"
+                f"world: {self.grid} cells of at least {PATCH} px do not fill an image of "
+                f"{self.image_size} px evenly"
             )
         if not 1 <= self.max_digits <= min(10, self.cells):
             raise ValueError(
@@ -94,8 +95,9 @@ class Scenes:
 def compose(world: World, digits: DigitPatches, count: int, seed: int) -> Scenes:
     """Draws scenes: number of digits n with a probability in proportion to n, the rest uniform.
 
-    Full scenes are frequent because they teach most: where one digit stands alone, knowing what a scene contains answers
-    every question, and nothing has to be looked up by its place. Digits differ within a scene.
+    Full scenes are frequent because they teach most: where one digit stands alone, knowing what a scene
+    contains answers every question, and nothing has to be looked up by its place. Digits differ within a
+    scene.
     """
     rng = np.random.default_rng(seed)
     shape = (count, world.cells)

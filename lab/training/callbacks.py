@@ -1,4 +1,4 @@
-"""What happens around a step: exact resume, safe checkpoints, loss accounting, progress, and stopping at NaN."""
+"""What happens around a step: exact resume, safe checkpoints, losses, progress, and stopping at NaN."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lab.errors import LabError
 class ExactResume(pl.Callback):
     """Puts random state and data position into checkpoints, and back.
 
-    Lightning restores model, optimizer and schedule, but neither random generators nor the place in the data. With the
-    batches done kept here and batches that are a pure function of their number (`StepBatches`), a resumed run is the
-    uninterrupted run, bit for bit.
+    Lightning restores model, optimizer and schedule, but neither random generators nor the place in the data.
+    With the batches done kept here and batches that are a pure function of their number (`StepBatches`), a
+    resumed run is the uninterrupted run, bit for bit.
     """
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ class StageModule(pl.LightningModule):
 
     Args:
         model: what is trained.
-        learning_rates: parameter prefix (a role) -> peak learning rate; "" matches every parameter. Parameters that
-            match nothing, or whose `requires_grad` is False, are left alone.
+        learning_rates: parameter prefix (a role) -> peak learning rate; "" matches every parameter.
+            Parameters that match nothing, or whose `requires_grad` is False, are left alone.
         steps: optimizer steps of the stage.
         warmup: steps of linear warm-up; a cosine down to 5% follows.
         weight_decay: of matrices; vectors and embeddings are not decayed.
@@ -94,7 +94,7 @@ class StageModule(pl.LightningModule):
 
 
 def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int], float]:
-    """Learning-rate factor of a step: linear to 1 over `warmup` steps, then a cosine to `floor` at `steps`."""
+    """Learning-rate factor of a step: linear to 1 over `warmup` steps, then cosine to `floor` at `steps`."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -106,7 +106,7 @@ def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int
 
 
 class ContrastivePretraining(StageModule):
-    """Encoder pretraining: caption, region and reconstruction losses in stated weights; a weight of 0 costs nothing."""
+    """Encoder pretraining: caption, region and reconstruction losses, weighted; weight 0 costs nothing."""
 
     model: ContrastiveModel
     LOSSES = ("caption", "region", "reconstruction")
@@ -130,7 +130,7 @@ class ContrastivePretraining(StageModule):
 
 
 class TextPretraining(StageModule):
-    """Language model pretraining on plain text: cross-entropy of the elements that samples mark as supervised."""
+    """Language model pretraining on plain text: cross-entropy of the elements marked as supervised."""
 
     model: Any  # keeps the protocol of a text decoder
 
@@ -148,8 +148,8 @@ class ImageDecoderTraining(StageModule):
 
     Args:
         encoder: frozen.
-        noise: standard deviation of Gaussian noise on tokens, relative to their own deviation, so that the decoder
-            also reads the imperfect tokens that a language model predicts.
+        noise: standard deviation of Gaussian noise on tokens, relative to their own deviation, so that the
+            decoder also reads the imperfect tokens that a language model predicts.
     """
 
     model: Any  # keeps the protocol of an image decoder
@@ -167,7 +167,7 @@ class ImageDecoderTraining(StageModule):
         self.add_log("loss", loss)
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         self.encoder.eval()
 
 
@@ -176,8 +176,8 @@ class UnifiedTraining(StageModule):
 
     Args:
         model: encoder, connector, text decoder, visual head.
-        trainable: roles that train; all others are frozen and kept in eval mode. For a text decoder with LoRA,
-            `text_decoder.lora` trains the adapters alone.
+        trainable: roles that train; all others are frozen and kept in eval mode. For a text decoder with
+            LoRA, `text_decoder.lora` trains the adapters alone.
         image_weight: weight of the image loss beside the text loss.
     """
 
@@ -194,7 +194,7 @@ class UnifiedTraining(StageModule):
             if not any(part.startswith(role) for role in self.learning_rates):
                 raise LabError(f"trainable: {part}, but learning_rate has none for it")
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_epoch_start(self) -> None:  # at the start of an epoch would not do: a resumed run is amid one
         self.model.train()
         for role in self.ROLES:
             getattr(self.model, role).train(any(part.split(".")[0] == role for part in self.trainable))

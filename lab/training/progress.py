@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +15,11 @@ from lab.scenes.tasks import SceneTasks
 class HeldOutScore(pl.Callback):
     """Reports (step, score) five times a stage.
 
-    The score is the same for every arm whatever its mix: minus the mean held-out losses of captions, questions and
-    images drawn from prompts.
+    The score is the same for every arm whatever its mix: minus the mean held-out losses of captions,
+    questions and images drawn from prompts.
     """
 
-    MIX = {"caption": 1.0, "vqa": 1.0, "text_to_image": 1.0}
+    MIX: ClassVar[dict[str, float]] = {"caption": 1.0, "vqa": 1.0, "text_to_image": 1.0}
 
     def __init__(self, report: Callable[[int, float], None]) -> None:
         self.report = report
