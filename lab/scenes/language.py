@@ -62,21 +62,23 @@ class Language:
         self.world = world
         self.places = place_names(world)
 
-    # -- descriptions ------------------------------------------------------------------------------------------------
+    # -- descriptions ----------------------------------------------------------------------------------------
 
     def caption(self, things: Sequence[Thing]) -> str:
-        """The canonical caption, which captioning is scored against: raster order, what stands at each place."""
+        """The canonical caption, which captioning is scored against: in raster order, what is where."""
         return " , ".join(f"{self.places[thing.cell]} {thing.colour} {thing.digit}" for thing in things)
 
     def inventory(self, things: Sequence[Thing]) -> str:
-        """Every digit from 0 to 9, with its colour and place or "nowhere": as dense as looking things up by content gets."""
+        """Every digit from 0 to 9, with its colour and place or "nowhere": dense looking up by content."""
         found = {thing.digit: f"{thing.colour} {self.places[thing.cell]}" for thing in things}
         return " ".join(f"{digit} {found.get(digit, 'nowhere')}" for digit in range(10))
 
     def listing(self, things: Sequence[Thing]) -> str:
         """Every cell in raster order with its name, empty ones included, all in three words."""
         content = {thing.cell: f"{thing.colour} {thing.digit}" for thing in things}
-        return " , ".join(f"{place} {content.get(cell, 'empty cell')}" for cell, place in enumerate(self.places))
+        return " , ".join(
+            f"{place} {content.get(cell, 'empty cell')}" for cell, place in enumerate(self.places)
+        )
 
     def description(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
         """A free description: one of several forms, digits in any order."""
@@ -89,7 +91,7 @@ class Language:
             return " , ".join(f"{self.places[t.cell]} : {t.colour} {t.digit}" for t in order)
         return " , ".join(f"{t.colour} {t.digit} {self.places[t.cell]}" for t in order)
 
-    # -- prompts -----------------------------------------------------------------------------------------------------
+    # -- prompts ---------------------------------------------------------------------------------------------
 
     CAPTION_PROMPTS = ("describe the image", "what is in the image ?", "give a caption", "what do you see ?")
     INVENTORY_PROMPTS = ("list the digits", "which digits are there ?", "name every digit")
@@ -99,14 +101,14 @@ class Language:
     def draw_prompt(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
         return _pick(self.DRAW_PROMPTS, rng).format(self.description(things, rng))
 
-    # -- edits -------------------------------------------------------------------------------------------------------
+    # -- edits -----------------------------------------------------------------------------------------------
 
     def edit(self, things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, int, str | None]:
         """An instruction that changes one digit.
 
         Returns:
-            The instruction, the cell it changes, and the new colour name (None: the digit is removed). A scene's only
-            digit is never removed.
+            The instruction, the cell it changes, and the new colour name (None: the digit is removed). A
+            scene's only digit is never removed.
         """
         thing = things[int(rng.integers(len(things)))]
         if len(things) > 1 and rng.random() < 0.5:
@@ -120,7 +122,7 @@ class Language:
         )
         return _pick(forms, rng), thing.cell, colour
 
-    # -- questions ---------------------------------------------------------------------------------------------------
+    # -- questions -------------------------------------------------------------------------------------------
 
     def ask(self, kind: str, things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str] | None:
         """A question of the kind and its answer, or None where the scene does not admit one."""
@@ -195,8 +197,10 @@ def _where(language: Language, things: Sequence[Thing], rng: np.random.Generator
 
 
 def _exists(language: Language, things: Sequence[Thing], rng: np.random.Generator) -> Question:
-    """Balanced as in POPE (arXiv:2305.10355): half the answers are no, half of those nearly right (a digit of the scene
-    in another colour)."""
+    """Balanced as in POPE (arXiv:2305.10355): half the answers are no, half of those nearly right.
+
+    Nearly right is a digit of the scene in another colour.
+    """
     present = {thing.digit for thing in things}
     thing = _pick(things, rng)
     with_colour = rng.random() < 0.5 or len(present) == 10  # with all ten there, only colours can be wrong

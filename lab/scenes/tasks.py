@@ -7,11 +7,12 @@
 | vqa | image, several questions | answers |
 | text_to_image | description | plan, image |
 | edit | image, instruction | plan, edited image |
-| interleaved | image, then a description of a second scene | caption of the first, then plan and image of the second |
-| text | description, questions and requests about it | answers, captions, inventories, listings, listings after an edit |
+| interleaved | image, description of a second scene | caption of the first, plan and image of the second |
+| text | description, questions and requests about it | answers, captions, inventories, listings |
 
-A plan is the listing of the scene to be drawn, said before it is drawn, as an answer states its evidence before it
-concludes (docs/learning.md has the experiments behind both).
+A plan is the listing of the scene to be drawn, said before it is drawn, as an answer states its evidence
+before it concludes (docs/learning.md has the experiments behind both). A listing of the text task is of the
+described scene, or of what an edit would make of it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from lab.samples.segments import BOS, EOS, Sample, Segment, answer, image, quest
 from lab.scenes.language import QUESTIONS, Language, Thing, things_of
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, render
 
-
-
+_Make = Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]
 
 
 class SceneTasks:
@@ -33,14 +33,15 @@ class SceneTasks:
 
     Args:
         split: digits and scenes.
-        turns: questions asked about one image or description (dense supervision: several questions share one image).
+        turns: questions asked about one image or description (dense supervision: several questions share one
+            image).
     """
 
     def __init__(self, split: WorldSplit, turns: int = 6) -> None:
         self.split = split
         self.turns = turns
         self.language = Language(split.world)
-        self.tasks: dict[str, Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]] = {
+        self.tasks: dict[str, _Make] = {
             "caption": self._caption,
             "inventory": self._inventory,
             "vqa": self._vqa,
@@ -61,7 +62,7 @@ class SceneTasks:
         return Sample(f"{task}/{row}/{seed}", task, (Segment(text=BOS), *segments))
 
     def question(self, kind: str, row: int, seed: int) -> Sample | None:
-        """One question of one kind about scene `row` (for evaluation), or None where the scene admits none."""
+        """One question of one kind about scene `row` (for evaluation), or None if the scene admits none."""
         rng = np.random.default_rng([seed, row])
         scene = self.split.scenes.take(np.array([row]))
         pair = self.language.ask(kind, self._things(scene), rng)
@@ -78,7 +79,8 @@ class SceneTasks:
         pair = self.language.ask(kind, things, rng)
         if pair is None:
             return None
-        return Sample(f"{kind}/{row}/{seed}", kind, (Segment(text=BOS), stated, question(pair[0]), answer(pair[1])))
+        segments = (Segment(text=BOS), stated, question(pair[0]), answer(pair[1]))
+        return Sample(f"{kind}/{row}/{seed}", kind, segments)
 
     def edited(self, row: int, seed: int) -> Scenes:
         """The scene that the edit sample of the same arguments asks for."""
@@ -87,17 +89,23 @@ class SceneTasks:
         _, cell, colour = self.language.edit(self._things(scene), rng)
         return _apply(scene, cell, colour)
 
-    # -- tasks -------------------------------------------------------------------------------------------------------
+    # -- tasks -----------------------------------------------------------------------------------------------
 
-    def _caption(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+    def _caption(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
         prompt = _pick(self.language.CAPTION_PROMPTS, rng)
         return self._image(scene), question(prompt), answer(self.language.caption(things))
 
-    def _inventory(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+    def _inventory(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
         prompt = _pick(self.language.INVENTORY_PROMPTS, rng)
         return self._image(scene), question(prompt), answer(self.language.inventory(things))
 
-    def _vqa(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+    def _vqa(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
         return (self._image(scene), *self._turns(things, rng, self.turns))
 
     def _text_to_image(
@@ -106,7 +114,9 @@ class SceneTasks:
         prompt = self.language.draw_prompt(things, rng)
         return question(prompt), *self._drawn(scene)
 
-    def _edit(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+    def _edit(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
         instruction, cell, colour = self.language.edit(things, rng)
         return self._image(scene), question(instruction), *self._drawn(_apply(scene, cell, colour))
 
@@ -121,7 +131,9 @@ class SceneTasks:
             *self._drawn(other),
         )
 
-    def _text(self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator) -> tuple[Segment, ...]:
+    def _text(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
         language = self.language
         stated = self._stated(things, rng)
         extra = int(rng.integers(4))
@@ -137,7 +149,7 @@ class SceneTasks:
             last = (question(instruction), answer(language.listing(after)))
         return (stated, *self._turns(things, rng, self.turns), *last)
 
-    # -- parts -------------------------------------------------------------------------------------------------------
+    # -- parts -----------------------------------------------------------------------------------------------
 
     def _drawn(self, scene: Scenes) -> tuple[Segment, ...]:
         """The plan of a scene, its image and the end, all to be produced."""
@@ -145,8 +157,8 @@ class SceneTasks:
         return plan, self._image(scene, supervised=True), Segment(text=EOS, supervised=True)
 
     def _stated(self, things: list[Thing], rng: np.random.Generator) -> Segment:
-        language = self.language
-        return Segment(text=language.listing(things) if rng.random() < 0.5 else language.description(things, rng))
+        language, listed = self.language, rng.random() < 0.5
+        return Segment(text=language.listing(things) if listed else language.description(things, rng))
 
     def _turns(self, things: list[Thing], rng: np.random.Generator, turns: int) -> list[Segment]:
         """Question-answer turns of different kinds in random order."""
