@@ -2,9 +2,10 @@
 
 Paper: MetaMorph (VPiT), arXiv:2412.14164, section 2; VL-GPT, arXiv:2312.09251, section 3.2
 
-The state before a visual token predicts it; the prediction is fed back as the next input. Two additions keep such
-feedback stable: targets are standardised per dimension, and in training the tokens fed back are partly hidden and
-blurred, so that the model cannot copy its way through an image that it will have to invent at inference.
+The state before a visual token predicts it; the prediction is fed back as the next input. Two additions keep
+such feedback stable: targets are standardised per dimension, and in training the tokens fed back are partly
+hidden and blurred, so that the model cannot copy its way through an image that it will have to invent at
+inference.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ class Regression(nn.Module):
         dim_target: width of a visual token, D_v.
         num_tokens: visual tokens of an image, N.
         loss: "mse" on standardised tokens (VL-GPT), or "cosine" (VPiT).
-        hide: share of images all of whose fed-back tokens are replaced by a learned vector in training, so that the
-            prompt alone has to do; the others hide a random share of them, drawn uniformly.
-        noise: standard deviation of Gaussian noise on fed-back tokens in training, in units of a token's own deviation.
+        hide: share of images all of whose fed-back tokens are replaced by a learned vector in training, so
+            that the prompt alone has to do; the others hide a random share of them, drawn uniformly.
+        noise: standard deviation of Gaussian noise on fed-back tokens in training, in units of a token's own
+            deviation.
     """
 
     mean: Tensor
