@@ -71,7 +71,6 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
         picture.resize((picture.width * 8, picture.height * 8), Image.Resampling.NEAREST).save(Path(out))
     except (OSError, ValueError) as error:
         raise LabError(f"{out}: cannot be written: {error}") from error
-    print(out)
 
 
 def _known(tokenizer: object, text: str) -> str:

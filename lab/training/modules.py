@@ -194,7 +194,7 @@ class UnifiedTraining(StageModule):
             if not any(part.startswith(role) for role in self.learning_rates):
                 raise LabError(f"trainable: {part}, but learning_rate has none for it")
 
-    def on_train_epoch_start(self) -> None:  # at the start of an epoch would not do: a resumed run is amid one
+    def on_train_start(self) -> None:  # at the start of an epoch would not do: a resumed run is amid one
         self.model.train()
         for role in self.ROLES:
             getattr(self.model, role).train(any(part.split(".")[0] == role for part in self.trainable))

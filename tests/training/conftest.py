@@ -88,6 +88,7 @@ def make(
     match kind:
         case "unified":  # with everything that draws random numbers
             arm.model.own_feedback = 0.5
+            arm.model.eval()  # as arms are loaded
             roles = ["connector", "text_decoder", "visual_head"]
             module = UnifiedTraining(arm.model, roles, 1.0, **SCHEDULE)
             mix = {"vqa": 1.0, "text_to_image": 2.0, "interleaved": 1.0}
