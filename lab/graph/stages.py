@@ -259,17 +259,31 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
         role: getattr(params, role) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")
     }
     tags |= {"seed": str(params.seed), **{kind: word for kind, word in given.items() if word}}
-    data = context.output("data")
     return start_run(
         experiment=params.name,
-        arm=context.arm if context.mix else (context.connector or SHARED),
+        arm=context.arm if context.mix else SHARED,
         stage=context.stage,
         name=" ".join(filter(None, [context.stage, context.connector, context.mix])),
         identity=context.node.identity,
         params=_flat(parameters_of(params, stage, given)),
         tags=tags,
-        dataset=("scenes", identity_of(data)) if data.exists() else ("scenes", context.node.identity),
+        dataset=("scenes", data_hash(context)),
     )
+
+
+def data_hash(context: Context) -> str:
+    """DVC's hash of the data that a stage reads, or the identity of the node where DVC has not recorded it yet."""
+    import yaml
+
+    data = context.output("data")
+    if not data.exists():
+        return context.node.identity
+    lock = data.resolve().parents[1] / "dvc.lock"  # an arm of `lab train` links to the data of the pipeline
+    if lock.exists():
+        stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+        for out in stages.get("data", {}).get("outs", ()):
+            return str(out["md5"])
+    return identity_of(data)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
