@@ -272,7 +272,7 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
 
 
 def data_hash(context: Context) -> str:
-    """DVC's hash of the data that a stage reads, or the identity of the node where DVC has not recorded it yet."""
+    """DVC's hash of the data that a stage reads; the node's identity where DVC has not recorded it yet."""
     import yaml
 
     data = context.output("data")
