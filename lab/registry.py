@@ -165,7 +165,8 @@ def _read(role: str, word: str) -> tuple[Component, str]:
     lines = (ast.get_docstring(tree) or "").splitlines()
     if not lines:
         raise LabError(f"{place}: has no docstring; its first line is the component's description")
-    papers = [line.removeprefix("Paper:").strip() for line in lines if line.startswith("Paper:")]
+    paragraphs = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
+    papers = [part.removeprefix("Paper:").strip() for part in paragraphs if part.startswith("Paper:")]
     if not papers:
         raise LabError(f"{place}: its docstring has no line 'Paper: <title>, arXiv:<id>' or 'Paper: none'")
     name = _public_class(tree, place)
