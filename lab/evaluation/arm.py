@@ -56,7 +56,7 @@ def evaluate_arm(
     collate = arm.collate(tuple(tasks.tasks))
     scalars["understanding/text_perplexity"] = text_perplexity(arm.model, texts, collate, settings.batch_size)
     metrics = {name: float(values.mean()) for name, values in scores.items()}
-    kinds = [f"understanding/vqa/{kind}" for kind in QUESTIONS]
+    kinds = [kind for kind in (f"understanding/vqa/{kind}" for kind in QUESTIONS) if kind in scores]
     metrics["understanding/vqa"] = float(np.mean([metrics[kind] for kind in kinds]))
     chance["understanding/vqa"] = float(np.mean([chance[kind] for kind in kinds]))
     intervals = {name: list(bootstrap_interval(values, seed)) for name, values in scores.items()}
@@ -90,6 +90,8 @@ def _understand(
     answers = answer_all(arm.model, asked, arm.tokenizer, collate, settings.batch_size)
     for kind in QUESTIONS:
         of_kind = sorted((one for one in answers if one.kind == kind), key=lambda one: one.sample_id)
+        if not of_kind:  # scenes of one digit admit no question about two
+            continue
         scores[f"understanding/vqa/{kind}"] = np.array([one.right for one in of_kind], float)
         chance[f"understanding/vqa/{kind}"] = majority_share(of_kind)
     captions = [tasks.sample("caption", row, seed) for row in range(min(settings.captions, len(tasks)))]
