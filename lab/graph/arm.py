@@ -6,17 +6,19 @@ nodes that earlier arms left in `.lab/nodes`. Only what is found in neither runs
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lab.config import Params, check_params, read_tree
-from lab.errors import LabError
+from lab.errors import LabError, nearest
 from lab.graph.node import RECORD
-from lab.graph.stages import STAGES, Context, execute, prepare
+from lab.graph.stages import STAGES, Context, execute, instance_kinds, prepare
 
 CHAIN = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
 
@@ -71,9 +73,6 @@ def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None])
 
 def arm_folder(folder: Path, params: Params) -> Path:
     """Where an arm of these parameters lives, below `.lab/arms`."""
-    import hashlib
-    from dataclasses import asdict
-
     digest = hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()[:8]
     return folder / ".lab" / "arms" / f"{params.connectors[0]}-{next(iter(params.mixes))}-{digest}"
 
@@ -97,8 +96,6 @@ def run_chain(
     Returns:
         The metrics of the last stage.
     """
-    from dataclasses import asdict
-
     import yaml
 
     arm.mkdir(parents=True, exist_ok=True)
@@ -106,10 +103,8 @@ def run_chain(
     instance = {"connector": params.connectors[0], "mix": next(iter(params.mixes))}
     metrics: dict[str, Any] = {}
     for name in stages:
-        wanted = [kind for kind in ("connector", "mix") if _takes(name, kind)]
-        context = prepare(
-            arm, params, name, *(instance[kind] for kind in wanted), work=folder / ".lab" / "work"
-        )
+        words = [instance[kind] for kind in instance_kinds(STAGES[name])]
+        context = prepare(arm, params, name, *words, work=folder / ".lab" / "work")
         link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
         declared = folder / "output" / link.relative_to(arm / "output")
         for place, numbers in (
@@ -124,7 +119,7 @@ def run_chain(
                 break
         else:
             watch(context)
-            context.node = type(context.node)(**{**vars(context.node), "output": node})
+            context.node = replace(context.node, output=node)
             metrics = execute(context)
             _write(node.with_suffix(".json"), metrics)
             _link(link, node)
@@ -152,18 +147,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _single(params: Params) -> Params:
-    from dataclasses import replace
-
     mix = next(iter(params.mixes))
     return replace(params, connectors=params.connectors[:1], mixes={mix: params.mixes[mix]})
-
-
-def _takes(name: str, kind: str) -> bool:
-    stage = STAGES[name]
-    texts = (*stage.keys, *stage.upstream)
-    return any(f"{{{kind}}}" in text for text in texts) or (
-        kind == "connector" and "connector" in stage.roles
-    )
 
 
 def _identity(place: Path) -> str:
@@ -188,7 +173,7 @@ def _write(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def find_arm(run: str) -> Path:
-    """The pipeline folder and name of a trained arm: the folder that holds its components.
+    """The folder that holds a trained arm's components.
 
     Args:
         run: "linear-understanding" (an arm of the pipeline here), a folder of `.lab/arms`, or a path.
@@ -196,8 +181,6 @@ def find_arm(run: str) -> Path:
     Raises:
         LabError: there is no such arm.
     """
-    from lab.errors import nearest
-
     folder = Path.cwd()
     given = Path(run)
     for place in (given, folder / "output" / "instruct" / run):

@@ -58,8 +58,10 @@ class Context:
         params: the pipeline's parameters.
         stage: its name.
         connector, mix: the instance, "" where the stage has none.
+        node: its identity and folders.
         out: folder to write to; it becomes the output when the stage ends well.
         tracked: the MLflow run.
+        callbacks: of Lightning, for a stage that trains, beside its own.
     """
 
     folder: Path
@@ -79,12 +81,9 @@ class Context:
     @property
     def metrics_name(self) -> str:
         """The metrics file, relative to `metrics/`."""
-        instance = self.node.instance
-        return (
-            f"{self.stage}/{instance}.json"
-            if instance
-            else f"{_METRICS_NAMES.get(self.stage, self.stage)}.json"
-        )
+        if self.node.instance:
+            return f"{self.stage}/{self.node.instance}.json"
+        return f"{_METRICS_NAMES.get(self.stage, self.stage)}.json"
 
     def output(self, name: str) -> Path:
         """The output folder of another stage."""
@@ -132,13 +131,12 @@ def world_of(params: Params) -> World:
         raise LabError(str(error)) from error
 
 
-def run_stage(name: str, *instance: str, folder: Path | None = None) -> dict[str, Any]:
-    """Runs one stage in a pipeline folder (default: the current one) and publishes its output and metrics.
+def run_stage(name: str, *instance: str) -> dict[str, Any]:
+    """Runs one stage in the pipeline of the current folder and publishes its output and metrics.
 
     Args:
         name: of the stage.
         instance: connector word and mix name, as far as the stage has them.
-        folder: of params.yaml.
 
     Returns:
         The stage's metrics.
@@ -146,34 +144,27 @@ def run_stage(name: str, *instance: str, folder: Path | None = None) -> dict[str
     Raises:
         LabError: whatever the person can mend.
     """
-    folder = Path.cwd() if folder is None else folder
+    folder = Path.cwd()
     params = load_params(folder / "params.yaml")
     context = prepare(folder, params, name, *instance)
     return execute(context)
 
 
-def prepare(
-    folder: Path,
-    params: Params,
-    name: str,
-    *instance: str,
-    output: Path | None = None,
-    work: Path | None = None,
-) -> Context:
+def prepare(folder: Path, params: Params, name: str, *instance: str, work: Path | None = None) -> Context:
     """Checks the stage's name and instance and computes its identity.
 
     Args:
         folder: of the pipeline.
         params: of the pipeline.
         name, instance: which stage.
-        output: where to publish, if not at the place that dvc.yaml declares.
-        work: where to keep resumable state, likewise.
+        work: where to keep resumable state, if not in `.lab/work` of the folder.
+
+    Raises:
+        LabError: an unknown name, or an instance that params.yaml does not have.
     """
     if name not in STAGES:
         raise LabError(f"no stage '{name}'{nearest(name, STAGES)}")
-    wanted = [
-        kind for kind in ("connector", "mix") if any(f"{{{kind}}}" in text for text in _texts(STAGES[name]))
-    ]
+    wanted = instance_kinds(STAGES[name])
     if len(instance) != len(wanted):
         raise LabError(
             f"stage {name}: takes {' and '.join(wanted) or 'no instance'}, got {list(instance) or 'nothing'}"
@@ -184,10 +175,16 @@ def prepare(
         if word not in known:
             raise LabError(f"stage {name}: no {kind} '{word}' in params.yaml{nearest(word, known)}")
     label = "-".join(instance)
-    target = output or folder / "output" / name / label
+    target = folder / "output" / name / label
     identity = identity_for(folder, params, name, given)
     node = Node(name, label, identity, target, (work or folder / ".lab" / "work") / identity)
     return Context(folder, params, name, given.get("connector", ""), given.get("mix", ""), node)
+
+
+def instance_kinds(stage: Stage) -> list[str]:
+    """What tells the instances of a stage apart: "connector", "mix", both, or nothing."""
+    texts = (*stage.keys, *stage.upstream, *(f"{{{role}}}" for role in stage.roles))
+    return [kind for kind in ("connector", "mix") if any(f"{{{kind}}}" in text for text in texts)]
 
 
 def identity_for(folder: Path, params: Params, name: str, given: Mapping[str, str]) -> str:
@@ -294,10 +291,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _texts(stage: Stage) -> tuple[str, ...]:
-    return (*stage.keys, *stage.upstream, *(f"{{{role}}}" for role in stage.roles if role == "connector"))
 
 
 # -- stages --------------------------------------------------------------------------------------------------

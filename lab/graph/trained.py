@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lab.errors import LabError
 from lab.graph.arm import find_arm
+
+if TYPE_CHECKING:
+    from lab.samples.tokenizer import Tokenizer
 
 
 def ask(run: str, image: str, question: str) -> str:
@@ -42,7 +46,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
     """Writes the image that the arm draws for a prompt.
 
     Args:
-        run: a trained arm of a pipeline (see `find_arm`).
+        run: a trained arm (see `find_arm`).
         prompt: words that the arm's tokenizer knows.
         out: image file to write, enlarged eight times.
         seed: of the image decoder's noise, if it uses any.
@@ -73,7 +77,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
         raise LabError(f"{out}: cannot be written: {error}") from error
 
 
-def _known(tokenizer: object, text: str) -> str:
+def _known(tokenizer: Tokenizer, text: str) -> str:
     """The text in the form that the built-in tokenizer reads: lower case, question mark apart.
 
     Raises:
@@ -82,8 +86,8 @@ def _known(tokenizer: object, text: str) -> str:
     from lab.errors import nearest
 
     words = text.lower().replace("?", " ?").replace(",", " ,").split()
-    vocabulary = tokenizer.tokenizer.get_vocab()  # type: ignore[attr-defined]
-    if tokenizer.tokenizer.unk_token is None and "<user>" in vocabulary:  # type: ignore[attr-defined]
+    vocabulary = tokenizer.tokenizer.get_vocab()
+    if tokenizer.tokenizer.unk_token is None and "<user>" in vocabulary:
         plain = {word for word in vocabulary if not word.startswith("<")}
         for word in words:
             if word not in plain:

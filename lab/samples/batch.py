@@ -95,15 +95,20 @@ class Collate:
             place = slice(length - len(row_ids), None) if self.left else slice(0, len(row_ids))
             ids[index, place], mask[index, place] = row_ids, True
             supervised[index, place], kind[index, place] = row_supervised, row_kind
-        images = [segment for sample in samples for segment in sample.segments if segment.pixels is not None]
+        images = [
+            (segment.pixels, segment.supervised)
+            for sample in samples
+            for segment in sample.segments
+            if segment.pixels is not None
+        ]
         return Batch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             supervised=torch.from_numpy(supervised),
             read=torch.from_numpy(kind == _READ),
             drawn=torch.from_numpy(kind == _DRAWN),
-            pixels_read=_stack([segment.pixels for segment in images if not segment.supervised]),
-            pixels_drawn=_stack([segment.pixels for segment in images if segment.supervised]),
+            pixels_read=_stack([pixels for pixels, drawn in images if not drawn]),
+            pixels_drawn=_stack([pixels for pixels, drawn in images if drawn]),
             task=torch.tensor([self.tasks.index(sample.task) for sample in samples]),
             tasks=self.tasks,
             sample_ids=tuple(sample.id for sample in samples),
@@ -132,5 +137,5 @@ class Collate:
 _TEXT, _READ, _DRAWN = 0, 1, 2
 
 
-def _stack(images: list[np.ndarray | None]) -> Tensor:
-    return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, 3, 1, 1)  # type: ignore[arg-type]
+def _stack(images: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, 3, 1, 1)

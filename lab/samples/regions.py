@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lab.samples.tokenizer import Tokenizer
-from lab.scenes.language import Language, things_of
+from lab.scenes.language import Language, Thing, things_of
 from lab.scenes.world import EMPTY, WorldSplit
 
 
@@ -102,8 +102,8 @@ class RegionCollate:
             sample_ids=tuple(f"scene/{row}" for row in rows),
         )
 
-    def _phrases(self, things: Sequence[object]) -> list[str]:
-        return self.language.listing(things).split(" , ")  # type: ignore[arg-type]
+    def _phrases(self, things: Sequence[Thing]) -> list[str]:
+        return self.language.listing(things).split(" , ")
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

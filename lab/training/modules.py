@@ -16,7 +16,7 @@ from lab.errors import LabError, nearest
 from lab.models.contrastive import ContrastiveModel
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Batch
-from lab.samples.regions import CaptionedRegions
+from lab.samples.regions import CaptionedRegions, Pixels
 
 
 class StageModule(pl.LightningModule):
@@ -158,7 +158,7 @@ class ImageDecoderTraining(StageModule):
         super().__init__(model, **schedule)
         self.encoder, self.noise = encoder.requires_grad_(False), noise
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Pixels, batch_idx: int) -> Tensor:
         with torch.no_grad():
             tokens = self.encoder(batch.pixels_drawn)  # (J, N, D_v)
             share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
