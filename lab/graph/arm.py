@@ -111,7 +111,8 @@ def run_chain(
             (declared, folder / "metrics" / context.metrics_name),
             (node, node.with_suffix(".json")),
         ):
-            if _identity(place) == context.node.identity:
+            # data alone has no metrics; elsewhere a kill may have come between them and the output
+            if _identity(place) == context.node.identity and (numbers.exists() or name == "data"):
                 metrics = json.loads(numbers.read_text()) if numbers.exists() else {}
                 _link(link, place)
                 _write(arm / "metrics" / context.metrics_name, metrics)
@@ -182,7 +183,7 @@ def find_arm(run: str) -> Path:
         LabError: there is no such arm.
     """
     folder = Path.cwd()
-    given = Path(run)
+    given = Path(run).absolute()  # an image decoder is looked for two folders above
     for place in (given, folder / "output" / "instruct" / run):
         if (place / "text_decoder" / "config.json").exists():
             return place
