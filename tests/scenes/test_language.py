@@ -138,11 +138,24 @@ def test_captions_and_listings_say_all_that_is_there(world: World) -> None:
         things = {(place, *content) for place, content in scene.items()}
         listed = tasks._things(tasks.split.scenes.take(np.array([row])))
         language = tasks.language
-        for said in (language.caption(listed), language.inventory(listed), language.listing(listed)):
+        for said in (language.caption(listed), language.listing(listed)):
             assert triples(world, said) == things
+        assert inventoried(language.inventory(listed)) == things
         for _ in range(8):  # all the forms of a free description
             said = mentioned(world, language.description(listed, rng))
             assert set(zip(said.places, said.digits, said.colours, strict=True)) == things
+
+
+def inventoried(text: str) -> set[tuple[str, int, str]]:
+    """Reads "0 nowhere 1 red top-left ...": every digit once, in order."""
+    words, found, digits = text.split(), set(), []
+    while words:
+        digits.append(int(words.pop(0)))
+        first = words.pop(0)
+        if first != "nowhere":
+            found.add((words.pop(0), digits[-1], first))
+    assert digits == list(range(10))
+    return found
 
 
 def triples(world: World, text: str) -> set[tuple[str, int, str]]:
