@@ -65,7 +65,7 @@ class LossWatch(pl.Callback):
     """Logs losses by task at intervals, shows progress, and stops at a loss that is not finite or explodes.
 
     Args:
-        run: receives metrics (an object with `metrics(values, step)`), or None.
+        run: receives metrics (an object with `metrics(values, step)` and `flush()`), or None.
         label: what the progress lines are headed with.
         every: steps between log points.
         checkpoint: named in the message when the run stops.
@@ -105,6 +105,11 @@ class LossWatch(pl.Callback):
             perf = {"train/learning_rate": learning_rate, "perf/samples_per_second": rate * batch_size}
             self.run.metrics({f"train/{name}": value for name, value in values.items()} | perf, step=step)
         self._show(values, step, trainer.max_steps, rate, rate * batch_size)
+
+    def flush(self) -> None:
+        """Writes what is logged: a run that is killed goes on from its checkpoint and would leave a gap."""
+        if self.run is not None:
+            self.run.flush()
 
     def check(self) -> None:
         """Looks at the losses since the last look; here and at log points alone the device is waited for.
@@ -153,6 +158,7 @@ class LastCheckpoint(pl.Callback):
             self.watch.check()
             # a gradient can break before any loss shows it; the next step's loss will
             if all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+                self.watch.flush()
                 self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -218,14 +218,18 @@ def runs(repository: Path) -> dict[tuple[str, str], list[Run]]:
 
 
 def test_every_stage_is_a_run_below_its_arm(runs: dict[tuple[str, str], list[Run]]) -> None:
-    arms = {"shared": SHARED, "linear": ("align linear",), ARM: ("instruct", "evaluate")}
+    arms = {
+        "shared": (*SHARED, "align linear", "align mlp", "compare"),
+        ARM: ("instruct linear understanding", "evaluate linear understanding"),
+        NEW: ("instruct mlp understanding", "evaluate mlp understanding"),
+    }
+    assert {name for level, name in runs if level == "arm"} == set(arms)
     for arm, stages in arms.items():
         (parent,) = runs["arm", arm]
         assert parent.info.status == "FINISHED"
         for stage in stages:
-            name = f"{stage} linear understanding" if arm == ARM else stage
-            (run,) = runs["stage", name]  # the killed one was continued, not begun anew
-            assert run.info.status == "FINISHED", name
+            (run,) = runs["stage", stage]  # the killed one was continued, not begun anew
+            assert run.info.status == "FINISHED", stage
             assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 

@@ -25,9 +25,13 @@ class Record:
 
     def __init__(self) -> None:
         self.steps: dict[int, dict[str, float]] = {}
+        self.flushed: list[int] = []  # the last step of each time
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.steps[step] = {name: value for name, value in values.items() if not name.startswith("perf/")}
+
+    def flush(self) -> None:
+        self.flushed.append(max(self.steps, default=0))
 
 
 class At(pl.Callback):

@@ -69,6 +69,12 @@ def test_also_cut_off_twice_and_between_log_points(
     assert record.steps[12] == expected.steps[12]  # means over steps 9 to 12, of which 9 was before the cut
 
 
+def test_all_that_a_checkpoint_has_behind_it_is_recorded(training: Training) -> None:
+    """A kill loses what waits to be written, and a resumed run never logs those steps again."""
+    _, record = training()
+    assert record.flushed == [5, 10]
+
+
 def test_cut_off_after_the_last_step_nothing_is_trained_again(
     training: Training, settings: FitSettings
 ) -> None:
