@@ -15,7 +15,9 @@ from lab.cli import main, ui
 
 
 def experiments(*names: str) -> list[SimpleNamespace]:
-    return [SimpleNamespace(name=name, experiment_id=str(number)) for number, name in enumerate(names)]
+    return [
+        SimpleNamespace(name=name, experiment_id=str(number), tags={}) for number, name in enumerate(names)
+    ]
 
 
 def test_links_lead_to_the_runs_of_this_folder_first() -> None:
