@@ -258,7 +258,7 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
     tags |= {"seed": str(params.seed), **{kind: word for kind, word in given.items() if word}}
     return start_run(
         experiment=params.name,
-        arm=context.arm if context.mix else (context.connector or SHARED),
+        arm=context.arm if context.mix else SHARED,
         stage=context.stage,
         name=" ".join(filter(None, [context.stage, context.connector, context.mix])),
         identity=context.node.identity,
