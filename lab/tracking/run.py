@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lab.tracking")
 _PARENT = "mlflow.parentRunId"
+_SHARED = "shared"
 _ORIGIN = {"mlflow.source.name": "lab", "mlflow.source.type": "LOCAL"}
 _POINTS, _SECONDS = 100, 10.0  # a flush after so many points, or after so long
 _PATIENCE = 60.0  # seconds until a tracker that failed is tried again
@@ -258,7 +259,8 @@ def _open(
             if earlier is not None:
                 return _continue(client, earlier, name, marks)
             if arm is not None:
-                system = names.system(tags) if "connector" in tags else ""  # shared stages serve every system
+                # shared stages serve several systems, also those that know their connector
+                system = names.system(tags) if "connector" in tags and arm != _SHARED else ""
                 marks[_PARENT] = _arm(client, where, arm, system)
                 client.update_run(marks[_PARENT], status="RUNNING")
             return Run(client, client.create_run(where, tags=marks, run_name=name).info.run_id)

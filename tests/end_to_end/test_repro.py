@@ -219,9 +219,7 @@ def runs(repository: Path) -> dict[tuple[str, str], list[Run]]:
 
 def test_every_stage_is_a_run_below_its_arm(runs: dict[tuple[str, str], list[Run]]) -> None:
     arms = {
-        "shared": (*SHARED, "compare"),
-        "linear": ("align linear",),
-        "mlp": ("align mlp",),
+        "shared": (*SHARED, "align linear", "align mlp", "compare"),
         ARM: ("instruct linear understanding", "evaluate linear understanding"),
         NEW: ("instruct mlp understanding", "evaluate mlp understanding"),
     }
