@@ -1,7 +1,8 @@
 """The judge of generated images: reads every cell and states its own accuracy.
 
-It is trained on training digits alone, composed by a seed of its own, and validated on held-out digits. Its
-word on a generated image is worth as much as that accuracy, which every report repeats.
+It is trained on the scenes of the train split, which hold training digits alone, and validated on the test
+split's, whose digits it has never seen. Its word on a generated image is worth as much as that accuracy,
+which every report repeats.
 """
 
 from __future__ import annotations

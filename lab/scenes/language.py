@@ -1,16 +1,17 @@
-"""Sentences about scenes: descriptions, questions with answers, edits. Ground truth in, words out.
+"""Sentences about scenes: descriptions, questions with answers, edits, boxes. Ground truth in, words out.
 
 Sentences are lower case words separated by spaces, so that a word-level tokenizer reads them as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from lab.scenes.locations import location_words
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, World
 
 Choice = TypeVar("Choice")
@@ -122,6 +123,25 @@ class Language:
         )
         return _pick(forms, rng), thing.cell, colour
 
+    # -- boxes -----------------------------------------------------------------------------------------------
+
+    GROUND_PROMPTS = ("box of the {} ?", "where is the box of the {} ?", "give the box of the {}")
+    REFER_PROMPTS = ("what is at {} ?", "what is in the box {} ?", "what do you see at {} ?")
+    GROUNDED_CAPTION_PROMPTS = ("describe the image with boxes", "give a caption with boxes")
+
+    def locate(self, thing: Thing, box: str, rng: np.random.Generator) -> tuple[str, str]:
+        """A request for the box of a digit, and the box in words."""
+        what = f"{thing.colour} {thing.digit}" if rng.random() < 0.5 else f"{thing.digit}"
+        return _pick(self.GROUND_PROMPTS, rng).format(what), box
+
+    def refer(self, thing: Thing, box: str, rng: np.random.Generator) -> tuple[str, str]:
+        """A question about what is in a box, and its answer."""
+        return _pick(self.REFER_PROMPTS, rng).format(box), f"{thing.colour} {thing.digit}"
+
+    def grounded_caption(self, things: Sequence[Thing], boxes: Mapping[int, str]) -> str:
+        """The canonical caption with a box after each digit; `boxes` by cell."""
+        return " , ".join(f"{_at(self, thing)} {boxes[thing.cell]}" for thing in things)
+
     # -- questions -------------------------------------------------------------------------------------------
 
     def ask(self, kind: str, things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, str] | None:
@@ -129,7 +149,7 @@ class Language:
         return QUESTIONS[kind](self, things, rng)
 
     def vocabulary(self) -> list[str]:
-        """Every word that can occur, sorted."""
+        """Every word that can occur, sorted; after them the words of boxes, where the world has any."""
         rng = np.random.default_rng(0)
         text = [
             "a red 3 at the top-left and : , empty cell nowhere so ?",
@@ -150,7 +170,13 @@ class Language:
             ]
             text += [self.edit(things, rng)[0], self.description(things, rng)]
             text += [" ".join(pair) for kind in QUESTIONS if (pair := self.ask(kind, things, rng))]
-        return sorted({word for sentence in text for word in sentence.split()})
+        words = sorted({word for sentence in text for word in sentence.split()})
+        if not self.world.locations:
+            return words
+        # Last, so that a world has the ids of all other words in common with its like without boxes.
+        prompts = (*self.GROUND_PROMPTS, *self.REFER_PROMPTS, *self.GROUNDED_CAPTION_PROMPTS)
+        more = {word for prompt in prompts for word in prompt.format("").split()}
+        return [*words, *sorted(more.difference(words)), *location_words(self.world)]
 
 
 def _pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:

@@ -8,23 +8,31 @@
 | text_to_image | description | plan, image |
 | edit | image, instruction | plan, edited image |
 | interleaved | image, description of a second scene | caption of the first, plan and image of the second |
+| documents | two or three images | a caption after each |
 | text | description, questions and requests about it | answers, captions, inventories, listings |
+| ground | image, several requests for the box of a digit | boxes |
+| refer | image, several questions about what is in a box | colours and digits |
+| grounded_caption | image, prompt | canonical caption with a box after each digit |
 
 A plan is the listing of the scene to be drawn, said before it is drawn, as an answer states its evidence
 before it concludes (docs/learning.md has the experiments behind both). A listing of the text task is of the
-described scene, or of what an edit would make of it.
+described scene, or of what an edit would make of it. The last three tasks are those of a world with location
+words: a box is two of them (see lab/scenes/locations.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from lab.samples.segments import BOS, EOS, Sample, Segment, answer, image, question
 from lab.scenes.language import QUESTIONS, Language, Thing, things_of
-from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, render
+from lab.scenes.locations import write_box
+from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, boxes, render
 
+Choice = TypeVar("Choice")
 _Make = Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]
 
 
@@ -49,7 +57,14 @@ class SceneTasks:
             "edit": self._edit,
             "interleaved": self._interleaved,
             "text": self._text,
+            "documents": self._documents,
         }
+        if split.world.locations:  # last: a task's place in this order is part of the seed of its samples
+            self.tasks |= {
+                "ground": self._ground,
+                "refer": self._refer,
+                "grounded_caption": self._grounded_caption,
+            }
 
     def __len__(self) -> int:
         return len(self.split.scenes)
@@ -81,6 +96,16 @@ class SceneTasks:
             return None
         segments = (Segment(text=BOS), stated, question(pair[0]), answer(pair[1]))
         return Sample(f"{kind}/{row}/{seed}", kind, segments)
+
+    def box_request(self, row: int, seed: int) -> tuple[Sample, np.ndarray]:
+        """One request for a box in scene `row` (for evaluation), and that box as drawn, (4,), px."""
+        rng = np.random.default_rng([seed, row])
+        scene = self.split.scenes.take(np.array([row]))
+        thing = _pick(self._things(scene), rng)
+        asked, box = self.language.locate(thing, self._boxes(scene)[thing.cell], rng)
+        segments = (Segment(text=BOS), self._image(scene), question(asked), answer(box))
+        drawn = boxes(self.split.world, self.split.digits, scene)[0, thing.cell]
+        return Sample(f"box/{row}/{seed}", "ground", segments), drawn
 
     def edited(self, row: int, seed: int) -> Scenes:
         """The scene that the edit sample of the same arguments asks for."""
@@ -131,6 +156,16 @@ class SceneTasks:
             *self._drawn(other),
         )
 
+    def _documents(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        count = int(rng.integers(1, 3))
+        others = [self.split.scenes.take(rng.integers(0, len(self), 1)) for _ in range(count)]
+        segments: list[Segment] = []
+        for one in (scene, *others):
+            segments += [self._image(one), answer(self.language.caption(self._things(one)))]
+        return tuple(segments)
+
     def _text(
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
     ) -> tuple[Segment, ...]:
@@ -148,6 +183,23 @@ class SceneTasks:
             after = self._things(_apply(scene, cell, colour))
             last = (question(instruction), answer(language.listing(after)))
         return (stated, *self._turns(things, rng, self.turns), *last)
+
+    def _ground(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        return (self._image(scene), *self._box_turns(self.language.locate, scene, things, rng))
+
+    def _refer(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        return (self._image(scene), *self._box_turns(self.language.refer, scene, things, rng))
+
+    def _grounded_caption(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        prompt = _pick(self.language.GROUNDED_CAPTION_PROMPTS, rng)
+        caption = self.language.grounded_caption(things, self._boxes(scene))
+        return self._image(scene), question(prompt), answer(caption)
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -170,6 +222,27 @@ class SceneTasks:
                 segments += [question(pair[0]), answer(pair[1])]
         return segments
 
+    def _box_turns(
+        self,
+        ask: Callable[[Thing, str, np.random.Generator], tuple[str, str]],
+        scene: Scenes,
+        things: list[Thing],
+        rng: np.random.Generator,
+    ) -> list[Segment]:
+        """Question-answer turns about the digits in random order, each about another one."""
+        segments: list[Segment] = []
+        located = self._boxes(scene)
+        for index in rng.permutation(len(things))[: self.turns]:
+            asked, reply = ask(things[index], located[things[index].cell], rng)
+            segments += [question(asked), answer(reply)]
+        return segments
+
+    def _boxes(self, scene: Scenes) -> dict[int, str]:
+        """The box of each digit in words, by cell."""
+        world = self.split.world
+        drawn = boxes(world, self.split.digits, scene)[0]
+        return {int(cell): write_box(world, drawn[cell]) for cell in np.flatnonzero(scene.digit[0] != EMPTY)}
+
     def _things(self, scene: Scenes) -> list[Thing]:
         return things_of(scene, 0)
 
@@ -187,5 +260,5 @@ def _apply(scene: Scenes, cell: int, colour: str | None) -> Scenes:
     return edited
 
 
-def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
     return choices[int(rng.integers(len(choices)))]

@@ -35,12 +35,14 @@ class World:
         grid: cells along a side.
         max_digits: a scene holds 1 to this many digits (all different), at most one a cell.
         variants: distorted variants of each digit image.
+        locations: location bins along a side, which boxes are said in (see lab/scenes/locations.py); 0: none.
     """
 
     image_size: int = 32
     grid: int = 2
     max_digits: int = 4
     variants: int = 8
+    locations: int = 0
 
     def __post_init__(self) -> None:
         if self.image_size % self.grid or self.cell < PATCH:
@@ -52,6 +54,11 @@ class World:
             raise ValueError(
                 f"world.max_digits: {self.max_digits}; a scene of {self.cells} cells holds 1 to "
                 f"{min(10, self.cells)} different digits"
+            )
+        if self.locations and not 2 <= self.locations <= self.image_size:
+            raise ValueError(
+                f"world.locations: {self.locations}; expected 0 (no location words), or 2 to "
+                f"{self.image_size} bins along a side of {self.image_size} px"
             )
 
     @property
@@ -140,6 +147,24 @@ def render(world: World, digits: DigitPatches, scenes: Scenes) -> np.ndarray:
     pixels = BACKGROUND + ink[:, :, None] * (tint[..., None, None] - BACKGROUND)  # (S, C, 3, h, w)
     pixels = pixels.reshape(count, world.grid, world.grid, 3, side, side)
     return pixels.transpose(0, 3, 1, 4, 2, 5).reshape(count, 3, world.image_size, world.image_size)
+
+
+def boxes(world: World, digits: DigitPatches, scenes: Scenes) -> np.ndarray:
+    """The tight box of every digit: around all pixels that `render` gives another value than background.
+
+    Returns:
+        (S, C, 4) int64, px from the image's top left corner: left, top, right, bottom, of which the last two
+        are exclusive; zeros where a cell is empty.
+    """
+    row, column = np.nonzero(scenes.digit != EMPTY)
+    ink = digits.patches[scenes.instance[row, column], scenes.variant[row, column]] > 0  # (K, PATCH, PATCH)
+    cell = np.stack([column % world.grid, column // world.grid], axis=1) * world.cell  # (K, 2) x, y
+    corner = cell + scenes.offset[row, column, ::-1]  # (K, 2) x, y of the patch
+    inked = np.stack([ink.any(axis=1), ink.any(axis=2)], axis=1)  # (K, 2, PATCH) columns, rows
+    first, last = inked.argmax(axis=2), PATCH - inked[..., ::-1].argmax(axis=2)  # (K, 2) each
+    found = np.zeros((*scenes.digit.shape, 4), np.int64)
+    found[row, column] = np.concatenate([corner + first, corner + last], axis=1)
+    return found
 
 
 @dataclass(frozen=True)
