@@ -27,10 +27,10 @@ class Linear(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, num_tokens_in: int, *, positions: bool = False) -> None:
         super().__init__()
-        self.num_tokens = num_tokens_in
-        self.place = Places(num_tokens_in, dim_in) if positions else nn.Identity()
+        self.num_tokens, self.per_token = num_tokens_in, True
+        self.place = Places(num_tokens_in, dim_in) if positions else None
         self.project = nn.Linear(dim_in, dim_out)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, N, D_v) to (B, N, D)."""
-        return self.project(self.place(tokens))
+    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Map tokens (B, n, D_v), number `first` and on of each image, to (B, n, D)."""
+        return self.project(tokens if self.place is None else self.place(tokens, first))

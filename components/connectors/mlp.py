@@ -38,13 +38,13 @@ class Mlp(nn.Module):
         super().__init__()
         if hidden_layers < 1:
             raise ValueError(f"hidden_layers must be at least 1, not {hidden_layers}; 'linear' has none")
-        self.num_tokens = num_tokens_in
-        self.place = Places(num_tokens_in, dim_in) if positions else nn.Identity()
+        self.num_tokens, self.per_token = num_tokens_in, True
+        self.place = Places(num_tokens_in, dim_in) if positions else None
         layers: list[nn.Module] = [nn.Linear(dim_in, dim_out)]
         for _ in range(hidden_layers):
             layers += [nn.GELU(), nn.Linear(dim_out, dim_out)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, N, D_v) to (B, N, D)."""
-        return self.layers(self.place(tokens))
+    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Map tokens (B, n, D_v), number `first` and on of each image, to (B, n, D)."""
+        return self.layers(tokens if self.place is None else self.place(tokens, first))

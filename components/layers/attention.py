@@ -15,23 +15,27 @@ class Attention(nn.Module):
     attention all but uniform at widths near 100, and learned queries would begin as copies of one another.
 
     Args:
-        dim: width of the queries and of the output; split over the heads.
+        dim: width of the queries and of the output; split over the heads, unless `head_dim` is given.
         dim_context: width of what is attended to.
         num_heads: attention heads.
         bias: whether the projections have biases.
+        head_dim: width of a head.
 
     Shapes: x (B, Q, dim), context (B, K, dim_context) -> (B, Q, dim).
     """
 
-    def __init__(self, dim: int, dim_context: int, num_heads: int, *, bias: bool = True) -> None:
+    def __init__(
+        self, dim: int, dim_context: int, num_heads: int, *, bias: bool = True, head_dim: int | None = None
+    ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if head_dim is None and dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim, bias=bias)
-        self.key = nn.Linear(dim_context, dim, bias=bias)
-        self.value = nn.Linear(dim_context, dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        inner = dim if head_dim is None else num_heads * head_dim
+        self.query = nn.Linear(dim, inner, bias=bias)
+        self.key = nn.Linear(dim_context, inner, bias=bias)
+        self.value = nn.Linear(dim_context, inner, bias=bias)
+        self.out = nn.Linear(inner, dim, bias=bias)
         for layer, gain in ((self.query, 2.0), (self.key, 2.0), (self.value, 1.0), (self.out, 1.0)):
             nn.init.xavier_normal_(layer.weight, gain)
 

@@ -31,6 +31,23 @@ def copy(target: nn.Module, source: nn.Module, renames: dict[str, str], without:
     assert set(report.missing_keys) == without
 
 
+def blip_renames(depth: int) -> dict[str, str]:
+    """Of the query branch of BLIP-2 and InstructBLIP, which attends to the image in every second layer."""
+    renames = {}
+    for i in range(depth):
+        old, new = f"encoder.layer.{i}", f"blocks.{i}"
+        attentions = [("attention", "attend")] + ([("crossattention", "cross")] if i % 2 == 0 else [])
+        for theirs_name, ours_name in attentions:
+            for part in ("query", "key", "value"):
+                renames[f"{old}.{theirs_name}.attention.{part}"] = f"{new}.{ours_name}.{part}"
+            renames[f"{old}.{theirs_name}.output.dense"] = f"{new}.{ours_name}.out"
+            renames[f"{old}.{theirs_name}.output.LayerNorm"] = f"{new}.norm_{ours_name}"
+        renames[f"{old}.intermediate_query.dense"] = f"{new}.mlp.0"
+        renames[f"{old}.output_query.dense"] = f"{new}.mlp.2"
+        renames[f"{old}.output_query.LayerNorm"] = f"{new}.norm_mlp"
+    return renames
+
+
 def test_q_former_equals_transformers(build_small: Build) -> None:
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
@@ -42,18 +59,7 @@ def test_q_former_equals_transformers(build_small: Build) -> None:
         "connector", "q_former", dim=32, depth=5, num_heads=4, mlp_ratio=2.0, positions=False
     ).eval()
     nn.init.normal_(ours.queries)
-    renames = {"layernorm": "norm_queries"}
-    for i in range(5):
-        old, new = f"encoder.layer.{i}", f"blocks.{i}"
-        attentions = [("attention", "attend")] + ([("crossattention", "cross")] if i % 2 == 0 else [])
-        for theirs_name, ours_name in attentions:
-            for part in ("query", "key", "value"):
-                renames[f"{old}.{theirs_name}.attention.{part}"] = f"{new}.{ours_name}.{part}"
-            renames[f"{old}.{theirs_name}.output.dense"] = f"{new}.{ours_name}.out"
-            renames[f"{old}.{theirs_name}.output.LayerNorm"] = f"{new}.norm_{ours_name}"
-        renames[f"{old}.intermediate_query.dense"] = f"{new}.mlp.0"
-        renames[f"{old}.output_query.dense"] = f"{new}.mlp.2"
-        renames[f"{old}.output_query.LayerNorm"] = f"{new}.norm_mlp"
+    renames = {"layernorm": "norm_queries", **blip_renames(5)}
     # theirs has neither the queries, the norm on the image (`ln_vision`) nor the projection
     copy(ours, theirs, renames, {"queries", *_keys("norm_image", "project")})
 
@@ -64,7 +70,56 @@ def test_q_former_equals_transformers(build_small: Build) -> None:
     torch.testing.assert_close(ours(tokens), ours.project(expected.last_hidden_state), atol=1e-5, rtol=0)
 
 
-def test_perceiver_equals_transformers(build_small: Build) -> None:
+def test_instruction_aware_q_former_equals_transformers(build_small: Build) -> None:
+    from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 5}
+    lengths = {"vocab_size": 40, "max_position_embeddings": 9}
+    config = InstructBlipQFormerConfig(
+        encoder_hidden_size=24, cross_attention_frequency=2, **sizes, **lengths
+    )
+    theirs = InstructBlipQFormerModel(config).eval()
+    draw(theirs)
+    for module in theirs.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data += 1  # else little of the text reaches the queries
+    settings = {"dim": 32, "depth": 5, "num_heads": 4, "mlp_ratio": 2.0, "positions": False}
+    ours = build_small("connector", "q_former", instruction=True, max_text=9, **settings).eval()
+    nn.init.normal_(ours.queries)
+    renames = {"embeddings.layernorm": "norm_queries", **blip_renames(5)}
+    for i in range(4):
+        renames[f"encoder.layer.{i}.intermediate.dense"] = f"text_mlps.{i}.mlp.0"
+        renames[f"encoder.layer.{i}.output.dense"] = f"text_mlps.{i}.mlp.2"
+        renames[f"encoder.layer.{i}.output.LayerNorm"] = f"text_mlps.{i}.norm"
+    words, places = theirs.embeddings.word_embeddings, theirs.embeddings.position_embeddings
+    # theirs looks words up; ours projects embeddings, here a word's place in the vocabulary
+    ours.project_text.weight.data = words.weight.data.T.clone()
+    ours.text_positions.data = places.weight.data.clone()
+    unread = nn.Module()  # theirs without its tables, and without the last layer's text, which goes nowhere
+    unread.embeddings, unread.encoder = nn.Module(), theirs.encoder
+    unread.embeddings.layernorm = theirs.embeddings.layernorm
+    last = theirs.encoder.layer[4]
+    kept = last.intermediate, last.output
+    del last.intermediate, last.output
+    own = {"queries", "project_text.weight", "text_positions", *_keys("norm_image", "project")}
+    copy(ours, unread, renames, own)
+    last.intermediate, last.output = kept
+
+    tokens, ids = torch.randn(3, 16, 24), torch.randint(1, 40, (3, 7))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    expected = theirs(
+        input_ids=ids,
+        attention_mask=torch.cat([mask.new_ones(3, 5), mask], dim=1).long(),
+        query_embeds=ours.queries.expand(3, -1, -1),
+        encoder_hidden_states=ours.norm_image(tokens),
+    ).last_hidden_state[:, :5]
+    read = ours(tokens, nn.functional.one_hot(ids, 40).float(), mask)
+    torch.testing.assert_close(read, ours.project(expected), atol=1e-5, rtol=0)
+    assert (ours(tokens, nn.functional.one_hot(ids.flip(1), 40).float(), mask) - read).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("head_dim", [None, 8])
+def test_perceiver_equals_transformers(head_dim: int | None, build_small: Build) -> None:
     from transformers import IdeficsConfig
     from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
@@ -72,10 +127,11 @@ def test_perceiver_equals_transformers(build_small: Build) -> None:
         vision_config={"embed_dim": 24}, perceiver_config={"qk_layer_norms_perceiver": False}
     )
     theirs = IdeficsPerceiverResampler(
-        config, embed_dim=24, depth=3, n_heads=4, head_dim=6, n_latents=5
+        config, embed_dim=24, depth=3, n_heads=4, head_dim=head_dim or 6, n_latents=5
     ).eval()
     draw(theirs)
-    ours = build_small("connector", "perceiver", num_latents=5, depth=3, num_heads=4, positions=False).eval()
+    settings = {"num_latents": 5, "depth": 3, "num_heads": 4, "head_dim": head_dim, "positions": False}
+    ours = build_small("connector", "perceiver", **settings).eval()
     for block in ours.blocks:
         block.mlp[2] = nn.ReLU()  # theirs is neither Flamingo's squared ReLU nor OpenFlamingo's GELU
     renames = {"layer_norm": "norm"}
