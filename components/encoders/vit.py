@@ -27,6 +27,7 @@ class Vit(nn.Module):
         mlp_ratio: hidden width of a block's MLP, relative to `dim`.
         stem: "linear" maps each patch by itself; "conv" reaches the same grid by convolutions of stride 2,
             which learns faster from little data.
+        normalise: give every token unit length, as targets of a cosine loss should have (MetaMorph).
 
     Shapes: pixels (B, 3, H, W) in [0, 1] -> tokens (B, N, D_v).
     """
@@ -41,6 +42,7 @@ class Vit(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         stem: Literal["linear", "conv"] = "conv",
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -51,7 +53,7 @@ class Vit(nn.Module):
         from timm.models.vision_transformer import VisionTransformer
 
         rows = image_size // patch_size
-        self.dim, self.image_size = dim, image_size
+        self.dim, self.image_size, self.normalise = dim, image_size, normalise
         self.num_tokens, self.grid = rows**2, (rows, rows)
         embed = PatchEmbed
         if stem == "conv":
@@ -73,7 +75,8 @@ class Vit(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, 3, H, W) in [0, 1] to tokens (B, N, D_v)."""
-        return self.model.forward_features(pixels * 2 - 1)  # (B, 3, H, W) -> (B, N, D_v)
+        tokens = self.model.forward_features(pixels * 2 - 1)  # (B, 3, H, W) -> (B, N, D_v)
+        return nn.functional.normalize(tokens, dim=-1) if self.normalise else tokens
 
 
 def _stem(patch_size: int, dim: int) -> nn.Module:
