@@ -1,40 +1,51 @@
 """Regression of continuous visual tokens, one after the other, between begin- and end-of-image tokens.
 
-Paper: MetaMorph (VPiT), arXiv:2412.14164, section 2; VL-GPT, arXiv:2312.09251, section 3.2
+Paper: MetaMorph (VPiT), arXiv:2412.14164, section 2; VL-GPT, arXiv:2312.09251, section 3.2; Emu,
+arXiv:2307.05222, section 2
 
 The state before a visual token predicts it; the prediction is fed back as the next input. Two additions keep
 such feedback stable: targets are standardised per dimension, and in training the tokens fed back are partly
 hidden and blurred, so that the model cannot copy its way through an image that it will have to invent at
-inference.
+inference. The papers do without: `hide: 0`, `noise: 0`, `positions: false`, `standardised: false`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.layers.autoregression import ContinuousAutoregression
+
 __all__ = ["Regression"]
 
 
-class Regression(nn.Module):
-    """Predicts visual tokens with a two-layer perceptron and embeds them for feedback with a linear map.
+class Regression(ContinuousAutoregression):
+    """Predicts visual tokens with one or two linear layers and embeds them for feedback.
+
+    MetaMorph: `loss: cosine, normalise: true, mlp_ratio: 1.0, feedback: shared` with the connector; VL-GPT:
+    `depth: 1, feedback: shared` over tokens of the language model's width; Emu: the same with `bias: false`.
 
     Args:
         dim: width of the language model, D.
         dim_target: width of a visual token, D_v.
         num_tokens: visual tokens of an image, N.
-        loss: "mse" on standardised tokens (VL-GPT), or "cosine" (VPiT).
+        loss: "mse" (VL-GPT, Emu), or "cosine" (VPiT).
+        depth: linear layers of the prediction, with GELU between.
+        mlp_ratio: hidden width of two layers, relative to `dim`.
+        bias: whether the layers of the prediction have biases.
+        standardised: whether targets are standardised per dimension.
+        normalise: scale targets and predictions to length 1 instead.
+        feedback: "own" embeds fed-back tokens with a linear map; "shared" hands them to what reads images.
         hide: share of images all of whose fed-back tokens are replaced by a learned vector in training, so
             that the prompt alone has to do; the others hide a random share of them, drawn uniformly.
         noise: standard deviation of Gaussian noise on fed-back tokens in training, in units of a token's own
             deviation.
+        positions: add a learned position to each fed-back token.
     """
-
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(
         self,
@@ -43,56 +54,46 @@ class Regression(nn.Module):
         num_tokens: int,
         *,
         loss: Literal["mse", "cosine"] = "mse",
+        depth: Literal[1, 2] = 2,
+        mlp_ratio: float = 2.0,
+        bias: bool = True,
+        standardised: bool = True,
+        normalise: bool = False,
+        feedback: Literal["own", "shared"] = "own",
         hide: float = 0.5,
         noise: float = 0.2,
+        positions: bool = True,
     ) -> None:
-        super().__init__()
-        if loss not in ("mse", "cosine"):
-            raise ValueError(f"loss: {loss!r}; expected 'mse' or 'cosine'")
-        self.num_tokens, self.kind, self.hide, self.noise = num_tokens, loss, hide, noise
-        self.register_buffer("mean", torch.zeros(dim_target))
-        self.register_buffer("deviation", torch.ones(dim_target))
-        self.predict = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim_target))
-        self.feedback = nn.Linear(dim_target, dim)
-        self.hidden = nn.Parameter(torch.zeros(dim))
-        self.position = nn.Parameter(0.02 * torch.randn(num_tokens, dim))
+        super().__init__(dim_target, standardised and not normalise)
+        self.kind, self.normalise, self.noise = loss, normalise, noise
+        self.predict: nn.Module
+        if depth == 1:
+            self.predict = nn.Linear(dim, dim_target, bias)
+        else:
+            hidden = int(dim * mlp_ratio)
+            self.predict = nn.Sequential(
+                nn.Linear(dim, hidden, bias), nn.GELU(), nn.Linear(hidden, dim_target, bias)
+            )
+        own = nn.Linear(dim_target, dim) if feedback == "own" else None
+        self.feed_back(own, dim, num_tokens, hide, positions)
 
-    @torch.no_grad()
-    def standardise(self, tokens: Tensor) -> None:
-        """Sets the mean and deviation of each dimension from a sample of visual tokens (..., D_v)."""
-        flat = tokens.flatten(0, -2)
-        self.mean.copy_(flat.mean(dim=0))
-        self.deviation.copy_(flat.std(dim=0).clamp_min(1e-4))
-
-    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """What the language model reads at visual positions.
-
-        Args:
-            tokens: (B, n, D_v), visual tokens `first` to `first + n` of each image.
-            first: index of the first of them, 0 to N - 1.
-
-        Returns:
-            (B, n, D); in training partly hidden and noisy.
-        """
-        standard = (tokens - self.mean) / self.deviation
-        if self.training and self.noise:
-            standard = standard + self.noise * torch.randn_like(standard)
-        embeds = self.feedback(standard)  # (B, n, D)
-        if self.training and self.hide:
-            share = torch.rand(len(tokens), 1, 1, device=tokens.device)
-            share = share.masked_fill(torch.rand_like(share) < self.hide, 1.0)
-            hidden = torch.rand(*embeds.shape[:2], 1, device=tokens.device) < share  # (B, n, 1)
-            embeds = torch.where(hidden, self.hidden.to(embeds.dtype), embeds)
-        return embeds + self.position[first : first + tokens.shape[1]]
+    def standardise(self, tokens: Tensor) -> Tensor:
+        return F.normalize(tokens, dim=-1) if self.normalise else super().standardise(tokens)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Visual tokens (B, n, D_v) from the states before them (B, n, D)."""
-        return self.predict(states) * self.deviation + self.mean
+        """Predict visual tokens (B, n, D_v) from the states before them (B, n, D)."""
+        prediction = self.predict(states)
+        return F.normalize(prediction, dim=-1) if self.normalise else self.restore(prediction)
 
-    def loss(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """Loss of each image (B,) from the states before its tokens (B, N, D) and the tokens (B, N, D_v)."""
-        target = (tokens - self.mean) / self.deviation
+    def draw_token(self, state: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
+        return self(state)
+
+    def loss(self, states: Tensor, tokens: Tensor, drawn: None = None) -> Tensor:
+        """Loss of each image (J,) from the states before its tokens (J, N, D) and the tokens (J, N, D_v)."""
+        target = self.standardise(tokens)
         prediction = self.predict(states)
         if self.kind == "mse":
+            if self.normalise:
+                prediction = F.normalize(prediction, dim=-1)
             return (prediction - target).square().mean(dim=(1, 2))
         return 1 - F.cosine_similarity(prediction, target, dim=-1).mean(dim=1)

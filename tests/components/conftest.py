@@ -10,26 +10,36 @@ import pytest
 import torch
 from torch import nn
 
-# what composition would supply, by role: image 32 px, 16 tokens of width 24, language model of width 40
+# what composition would supply, by role: image 32 px, 16 tokens of width 24, language model of width 40; a
+# fusion is hooked to the small llama
 SUPPLIED = {
     "encoder": (32,),
     "connector": (24, 40, 16),
     "text_decoder": (50,),
+    "fusion": (32, 2, 16),
     "visual_head": (40, 24, 16),
     "image_decoder": (24, 16, 32),
 }
 
-# settings that make a part quick; a new part needs an entry only when its defaults are slow or need a file
+# settings that make a part quick; a new part needs an entry only when its defaults are slow or need a file;
+# "role/word" tells parts of one word apart
 SMALL: dict[str, dict[str, Any]] = {
     "vit": {"dim": 32, "depth": 2},
     "patches": {"dim": 32},
     "clip": {"path": "clip"},
+    "siglip": {"path": "siglip"},
+    "dinov2": {"path": "dinov2"},
+    "timm": {"model": "test_vit"},
+    "ensemble": {"parts": [{"name": "vit", "dim": 32, "depth": 1}, {"name": "patches", "dim": 32}]},
     "q_former": {"dim": 32, "depth": 3, "num_queries": 5},
     "perceiver": {"num_latents": 5},
     "llama": {"dim": 32, "depth": 2},
     "hf": {"path": "gpt2"},
     "transformer": {"dim": 32},
     "diffusion": {"dim": 32, "depth": 2},
+    "detokenizer": {"dim": 32, "depth": 1, "image_dim": 32, "pixel_settings": {"dim": 32}},
+    "visual_head/diffusion": {"width": 32, "steps": 3},
+    "flow": {"steps": 3},
 }
 
 TOWER = {
@@ -103,7 +113,7 @@ def build_small(checkpoints: Callable[[str], Path]) -> Callable[..., nn.Module]:
     from lab.registry import build
 
     def small(role: str, word: str, **settings: Any) -> nn.Module:
-        settings = {**SMALL.get(word, {}), **settings}
+        settings = {**SMALL.get(f"{role}/{word}", SMALL.get(word, {})), **settings}
         if "path" in settings:
             settings["path"] = str(checkpoints(settings["path"]))
         return build(role, {"name": word, **settings}, *SUPPLIED[role])

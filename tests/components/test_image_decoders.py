@@ -45,7 +45,8 @@ def test_conditions_are_blurred_in_training_only(build_small: Build) -> None:
     assert torch.equal(decoder._condition(tokens)[0], decoder._condition(tokens)[0])
 
 
-@pytest.mark.parametrize("word", words("image_decoder"))
+# the detokenizer's queries are a grid, whatever it reads
+@pytest.mark.parametrize("word", [word for word in words("image_decoder") if word != "detokenizer"])
 def test_impossible_shapes_are_refused(word: str) -> None:
     with pytest.raises(LabError, match="needs a square grid of visual tokens, not 15"):
         build("image_decoder", word, 24, 15, 32)
