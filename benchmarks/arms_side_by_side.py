@@ -102,39 +102,26 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     import torch
 
     from lab.config import load_params
-    from lab.models.arm import Arm
-    from lab.models.unified import UnifiedModel
-    from lab.registry import build
+    from lab.graph.stages import world_of
+    from lab.models.arm import new_arm
     from lab.samples.mixture import Mixture
-    from lab.samples.tokenizer import Tokenizer
     from lab.scenes.digits import load_patches, split_instances
     from lab.scenes.tasks import SceneTasks
-    from lab.scenes.world import World, WorldSplit, compose
+    from lab.scenes.world import WorldSplit, compose
     from lab.training.modules import UnifiedTraining
 
     params = load_params(ROOT / "params.yaml", overrides)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    settings, mix = params.stages.instruct, next(iter(params.mixes.values()))
-    world = World(params.world.image_size, params.world.grid, params.world.max_digits, params.world.variants)
+    settings, mix = params.fitted("instruct"), next(iter(params.mixes.values()))
+    world = world_of(params)
     digits = load_patches(split_instances(params.seed)["train"], world.variants, params.seed)
     tasks = SceneTasks(WorldSplit(world, digits, compose(world, digits, 20_000, 0)), params.world.turns)
-    tokenizer = Tokenizer.of_words(tasks.language.vocabulary())
-
-    encoder = build("encoder", params.spec("encoder", params.encoder), world.image_size)
-    decoder = build("text_decoder", params.spec("text_decoder", params.text_decoder), len(tokenizer))
-    connector = params.spec("connector", params.connectors[0])
-    head = params.spec("visual_head", params.visual_head)
-    model = UnifiedModel(
-        encoder,
-        build("connector", connector, encoder.dim, decoder.dim, encoder.num_tokens),
-        decoder,
-        build("visual_head", head, decoder.dim, encoder.dim, encoder.num_tokens),
-        settings.own_feedback,
-    )
+    arm = new_arm(params, params.connectors[0], {}, tasks.language.vocabulary())
     module = UnifiedTraining(
-        model,
+        arm.model,
         settings.trainable,
         settings.image_weight,
+        arm.image_marks,
         learning_rates=settings.learning_rate,
         steps=settings.steps,
         warmup=settings.warmup,
@@ -143,7 +130,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     module.on_train_start()
     optimizers: Any = module.configure_optimizers()
     optimizer = optimizers["optimizer"]
-    collate = Arm(model, tokenizer, {}).collate(tuple(tasks.tasks))
+    collate = arm.collate(tuple(tasks.tasks))
     data = Mixture(tasks, mix, 1 << 40, params.seed)
 
     def steps() -> Iterator[None]:
@@ -152,7 +139,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
             batch = collate([data[first + row] for row in range(settings.batch_size)])
             optimizer.zero_grad()
             module.training_step(batch, step).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            torch.nn.utils.clip_grad_norm_(arm.model.parameters(), settings.clip)
             optimizer.step()
             yield
 

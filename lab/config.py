@@ -4,28 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from lab.errors import LabError, nearest
+from lab.models.compatibility import mistakes_of
 from lab.registry import check, words
 
 # of lab/scenes/tasks.py, whose import takes seconds
-TASKS = ("caption", "inventory", "vqa", "text_to_image", "edit", "interleaved", "text")
-TRAINABLE = ("encoder", "connector", "text_decoder", "text_decoder.lora", "visual_head")
-_WORDS = ("encoder", "connector", "text_decoder", "visual_head", "image_decoder")
+TASKS = ("caption", "inventory", "vqa", "text_to_image", "edit", "interleaved", "text", "documents")
+LOCATION_TASKS = ("ground", "refer", "grounded_caption")  # of a world with location words alone
+DRAWING = ("text_to_image", "edit", "interleaved")  # tasks that need a visual head
+ROLES = ("encoder", "connector", "text_decoder", "fusion", "visual_head")  # of the unified model
+_WORDS = (*ROLES, "image_decoder")
+RECIPE = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
+OPTIONAL = ("represent", "pretrain")  # stages that the default recipe does without
 
 
 @dataclass(frozen=True)
 class WorldParams:
-    """The built-in world (see lab/scenes/world.py); `turns`: questions about one image in training."""
+    """The built-in world (see lab/scenes/world.py).
+
+    `turns`: questions about one image in training. `locations`: location bins along a side, 0 for none.
+    """
 
     image_size: int
     grid: int
     max_digits: int
     variants: int
     turns: int
+    locations: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,31 +87,37 @@ class TextDecoderParams(FitParams):
 
 @dataclass(frozen=True)
 class ImageDecoderParams(FitParams):
-    """Image decoder training; `noise` blurs its input tokens."""
+    """Image decoder training; `noise` blurs its input tokens.
+
+    `trainable` may name the encoder (an autoencoder: vq, vae) or the connector (a tokenizer: VL-GPT) besides.
+    """
 
     learning_rate: float
     noise: float
+    trainable: list[str]
 
 
 @dataclass(frozen=True)
-class AlignParams(FitParams):
-    """Alignment: roles that train, their rates, its mix."""
+class RepresentParams(FitParams):
+    """Representation learning of a Q-Former before it meets the language model (BLIP-2's first stage)."""
 
-    trainable: list[str]
-    learning_rate: dict[str, float]
-    image_weight: float
-    own_feedback: float
-    mix: dict[str, float]
+    learning_rate: float
 
 
 @dataclass(frozen=True)
 class InstructParams(FitParams):
-    """Instruction tuning: roles that train, their rates; its mix is the arm's."""
+    """Instruction tuning: parts that train, their rates; its mix is the arm's."""
 
     trainable: list[str]
     learning_rate: dict[str, float]
     image_weight: float
-    own_feedback: float
+
+
+@dataclass(frozen=True)
+class AlignParams(InstructParams):
+    """Alignment and pretraining: with a mix of their own."""
+
+    mix: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -118,14 +134,16 @@ class EvaluateParams:
 
 @dataclass(frozen=True)
 class StagesParams:
-    """One section a stage."""
+    """One section a stage; stages that the recipe leaves out need none."""
 
-    encoder: EncoderParams
-    text_decoder: TextDecoderParams
-    image_decoder: ImageDecoderParams
-    align: AlignParams
-    instruct: InstructParams
     evaluate: EvaluateParams
+    encoder: EncoderParams | None = None
+    text_decoder: TextDecoderParams | None = None
+    image_decoder: ImageDecoderParams | None = None
+    represent: RepresentParams | None = None
+    align: AlignParams | None = None
+    pretrain: AlignParams | None = None
+    instruct: InstructParams | None = None
 
 
 @dataclass(frozen=True)
@@ -137,11 +155,15 @@ class Params:
         root: of the repository, relative to the file; only dvc.yaml reads it.
         seed: of everything.
         threads: of each stage.
-        encoder, text_decoder, visual_head, image_decoder: words.
+        encoder, text_decoder, fusion, visual_head, image_decoder: words; a system that only reads has neither
+            of the last two.
         connectors: words, one arm each.
         mixes: name -> task -> weight, one arm each.
         settings: role -> word -> settings that differ from the component's defaults.
         world, data, judge, stages: as above.
+        targets: what a drawn image is made of: the "encoder"'s tokens, or the "connector"'s.
+        recipe: the stages, in order.
+        system: name of the published system that this is, "" for none.
     """
 
     name: str
@@ -150,8 +172,8 @@ class Params:
     threads: int
     encoder: str
     text_decoder: str
-    visual_head: str
-    image_decoder: str
+    visual_head: str | None
+    image_decoder: str | None
     connectors: list[str]
     mixes: dict[str, dict[str, float]]
     settings: dict[str, dict[str, dict[str, Any]]]
@@ -159,6 +181,26 @@ class Params:
     data: DataParams
     judge: JudgeParams
     stages: StagesParams
+    fusion: str = "sequence"
+    targets: str = "encoder"
+    recipe: list[str] = field(default_factory=lambda: list(RECIPE))
+    system: str = ""
+
+    def words(self) -> dict[str, str]:
+        """Role -> word of the parts that all arms share, those that there are."""
+        roles = ("encoder", "text_decoder", "fusion", "visual_head", "image_decoder")
+        return {role: word for role in roles if (word := getattr(self, role)) is not None}
+
+    def fitted(self, stage: str) -> Any:
+        """The section of a stage that trains.
+
+        Raises:
+            LabError: the recipe has the stage, but `stages` has no section for it.
+        """
+        section = getattr(self.stages, stage)
+        if section is None:
+            raise LabError(f"stages.{stage}: missing, though the recipe has this stage")
+        return section
 
     def spec(self, role: str, word: str) -> dict[str, Any]:
         """The component's specification: its name and settings."""
@@ -187,7 +229,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise LabError(f"{path}: expected a mapping of parameters")
     for override in sorted(overrides, key=_rank):
-        _override(tree, override)
+        apply_override(tree, override)
     return {str(key): value for key, value in tree.items()}
 
 
@@ -205,7 +247,9 @@ def check_params(tree: Mapping[str, Any], where: str = "params.yaml") -> Params:
     mistakes: list[str] = []
     params = _structure(Params, tree, "", mistakes)
     if not mistakes:
-        mistakes += _words(params) + _recipes(params)
+        unknown, mistakes = _words(params), _recipes(params)
+        apart = [] if unknown else mistakes_of(params, recipe=not mistakes)
+        mistakes = unknown + mistakes + apart
     if mistakes:
         raise LabError(f"{where}: " + "; ".join(mistakes))
     return params
@@ -214,9 +258,7 @@ def check_params(tree: Mapping[str, Any], where: str = "params.yaml") -> Params:
 def _words(params: Params) -> list[str]:
     """Mistakes in component words, their settings and mixes."""
     mistakes = []
-    chosen = [
-        (role, getattr(params, role)) for role in ("encoder", "text_decoder", "visual_head", "image_decoder")
-    ]
+    chosen = list(params.words().items())
     chosen += [("connector", word) for word in params.connectors]
     for role, word in chosen:
         try:
@@ -224,8 +266,8 @@ def _words(params: Params) -> list[str]:
         except LabError as error:
             mistakes.append(str(error))
     for role, by_word in params.settings.items():
-        if role not in dict(chosen):
-            mistakes.append(f"settings: unknown role '{role}'{nearest(role, dict(chosen))}")
+        if role not in _WORDS:
+            mistakes.append(f"settings: unknown role '{role}'{nearest(role, _WORDS)}")
             continue
         mistakes += [
             f"settings.{role}: no {role} '{word}'{nearest(word, words(role))}"
@@ -241,30 +283,56 @@ def _words(params: Params) -> list[str]:
 def _recipes(params: Params) -> list[str]:
     """Mistakes that would show only when a stage trains, after those before it have taken their time."""
     mistakes = []
+    stages = (*RECIPE, *OPTIONAL)
+    mistakes += [
+        f"recipe: no stage '{name}'{nearest(name, stages)}" for name in params.recipe if name not in stages
+    ]
+    if params.targets not in ("encoder", "connector"):
+        mistakes.append(f"targets: expected encoder or connector, not {params.targets!r}")
     mixes = {f"mixes.{name}": mix for name, mix in params.mixes.items()}
-    for where, mix in {**mixes, "stages.align.mix": params.stages.align.mix}.items():
-        mistakes += [f"{where}: no task '{task}'{nearest(task, TASKS)}" for task in mix if task not in TASKS]
+    for name in ("align", "pretrain", "instruct"):
+        recipe: InstructParams | None = getattr(params.stages, name)
+        if recipe is None or name not in params.recipe:
+            continue
+        if isinstance(recipe, AlignParams):
+            mixes[f"stages.{name}.mix"] = recipe.mix
+        for part in recipe.trainable:
+            mistakes += _trainable(params, name, part, recipe)
+    for where, mix in mixes.items():
+        for task in mix:
+            if task in LOCATION_TASKS and params.world.locations <= 0:
+                mistakes.append(f"{where}: task '{task}' needs world.locations > 0")
+            elif task not in (*TASKS, *LOCATION_TASKS):
+                mistakes.append(f"{where}: no task '{task}'{nearest(task, (*TASKS, *LOCATION_TASKS))}")
         if min(mix.values(), default=0) < 0 or sum(mix.values()) <= 0:
             mistakes.append(f"{where}: weights must be at least 0, and one of them larger")
-    for name in ("align", "instruct"):
-        recipe: AlignParams | InstructParams = getattr(params.stages, name)
-        for part in recipe.trainable:
-            if part not in TRAINABLE:
-                mistakes.append(f"stages.{name}.trainable: no part '{part}'{nearest(part, TRAINABLE)}")
-            elif part.endswith(".lora") and not params.spec("text_decoder", params.text_decoder).get(
-                "lora_rank"
-            ):
-                mistakes.append(f"stages.{name}.trainable: {part}, but the text decoder has no lora_rank")
-            elif part.split(".")[0] not in recipe.learning_rate:
-                mistakes.append(
-                    f"stages.{name}.learning_rate: none for '{part.split('.')[0]}', which is to train"
-                )
+        if params.visual_head is None:
+            drawn = [task for task in mix if task in DRAWING and mix[task]]
+            mistakes += [f"{where}: '{task}' draws images, but there is no visual_head" for task in drawn]
     for name, stage in vars(params.stages).items():
         counts = ("steps", "batch_size", "log_every", "checkpoint_every")
         for count in counts:
             if getattr(stage, count, 1) < 1:
                 mistakes.append(f"'stages.{name}.{count}' must be at least 1, not {getattr(stage, count)}")
+        if name in params.recipe and stage is None:
+            mistakes.append(f"missing key 'stages.{name}'")
     return mistakes
+
+
+def _trainable(params: Params, stage: str, part: str, recipe: InstructParams) -> list[str]:
+    """Mistakes in one entry of a stage's `trainable`: a role, or a pattern of parameter names in one."""
+    role = part.partition(".")[0]
+    where = f"stages.{stage}.trainable"
+    if role not in ROLES:
+        return [f"{where}: no part '{part}'{nearest(part, ROLES)}"]
+    if role == "visual_head" and params.visual_head is None:
+        return [f"{where}: {part}, but there is no visual_head"]
+    settings = params.spec("text_decoder", params.text_decoder)
+    if part == "text_decoder.lora" and not settings.get("lora_rank"):
+        return [f"{where}: {part}, but the text decoder has no lora_rank"]
+    if role not in recipe.learning_rate:
+        return [f"stages.{stage}.learning_rate: none for '{role}', which is to train"]
+    return []
 
 
 def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
@@ -273,12 +341,16 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
         if not isinstance(value, Mapping):
             mistakes.append(f"{where or 'top level'}: expected a mapping, not {value!r}")
             return None
-        known = {field.name: field for field in fields(kind)}
+        known = {item.name: item for item in fields(kind)}
         prefix = f"{where}." if where else ""
         mistakes += [
             f"unknown key '{prefix}{key}'{nearest(str(key), known)}" for key in value if key not in known
         ]
-        missing = [name for name, field in known.items() if name not in value and field.default is MISSING]
+        missing = [
+            name
+            for name, item in known.items()
+            if name not in value and item.default is MISSING and item.default_factory is MISSING
+        ]
         mistakes += [f"missing key '{prefix}{name}'" for name in missing]
         hints = get_type_hints(kind)
         parts = {
@@ -288,6 +360,9 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
         }
         return None if mistakes else kind(**parts)
     origin = get_origin(kind)
+    if origin is UnionType:  # of one type and None
+        inner = next(option for option in get_args(kind) if option is not type(None))
+        return None if value is None else _structure(inner, value, where, mistakes)
     if origin is list and isinstance(value, list):
         return [
             _structure(get_args(kind)[0], item, f"{where}[{index}]", mistakes)
@@ -315,7 +390,12 @@ def _rank(override: str) -> int:
     return 0 if key in _WORDS else 2 if key == "mix" else 1
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Applies one dotted `key=value` to a parameter tree.
+
+    Raises:
+        LabError: no `=`, or an unknown key.
+    """
     from yaml import YAMLError, safe_load
 
     key, equals, text = override.partition("=")

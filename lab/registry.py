@@ -2,15 +2,21 @@
 
 Listing, describing and checking read the files' syntax trees and import nothing, so that they are quick and
 a broken or heavy part cannot harm the others. Only `build` imports, and only the part that is asked for.
+
+Parts of one's own may live elsewhere: the environment variable LAB_COMPONENTS names folders, separated as in
+PATH, with the same subfolders (`connectors/mine.py`). A word of the lab's own cannot be taken again there.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from lab.errors import LabError, nearest
@@ -21,11 +27,19 @@ ROLES = {
     "encoder": "encoders",
     "connector": "connectors",
     "text_decoder": "decoders/text",
+    "fusion": "fusions",
     "visual_head": "heads",
     "image_decoder": "decoders/image",
 }
 
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "str": (str,),
+    "list": (list,),
+    "dict": (Mapping,),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class Component:
 
 def words(role: str) -> list[str]:
     """List the words of a role, from the file names alone."""
-    return sorted(file.stem for file in _folder(role).glob("*.py") if not file.stem.startswith("_"))
+    return sorted(_files(role))
 
 
 def path(role: str, word: str) -> Path:
@@ -64,10 +78,16 @@ def path(role: str, word: str) -> Path:
     Raises:
         LabError: there is no such role or no such word.
     """
-    file = _folder(role) / f"{word}.py"
-    if word not in words(role):
-        raise LabError(f"no {role} '{word}'{nearest(word, words(role))}")
-    return file
+    files = _files(role)
+    if word not in files:
+        raise LabError(f"no {role} '{word}'{nearest(word, sorted(files))}")
+    return files[word]
+
+
+def place(role: str, word: str) -> str:
+    """Say where a component's file is: in the checkout as from its root, elsewhere in full."""
+    file = path(role, word)
+    return str(file.relative_to(COMPONENTS.parent) if file.is_relative_to(COMPONENTS) else file)
 
 
 def describe(role: str, word: str) -> Component:
@@ -140,36 +160,55 @@ def build(role: str, spec: str | Mapping[str, Any], *args: Any) -> Any:
         LabError: a wrong specification, or a combination that the component refuses.
     """
     word, settings = check(role, spec)
-    module = import_module(".".join(["components", *ROLES[role].split("/"), word]))
+    module = _module(role, word)
     try:
         return getattr(module, _read(role, word)[1])(*args, **settings)
     except (ValueError, TypeError) as error:
         raise LabError(f"{role} {word}: {error}") from error
 
 
-def _folder(role: str) -> Path:
+def _files(role: str) -> dict[str, Path]:
+    """Word -> file, of the lab and of the folders that LAB_COMPONENTS names; the lab's own come first."""
     if role not in ROLES:
         raise LabError(f"no role '{role}'{nearest(role, ROLES)}")
-    return COMPONENTS / ROLES[role]
+    own = [Path(place).resolve() for place in os.environ.get("LAB_COMPONENTS", "").split(os.pathsep) if place]
+    files: dict[str, Path] = {}
+    for folder in (COMPONENTS, *own):
+        for file in (folder / ROLES[role]).glob("*.py"):
+            if not file.stem.startswith("_"):
+                files.setdefault(file.stem, file)
+    return files
+
+
+def _module(role: str, word: str) -> ModuleType:
+    """Import a component's file."""
+    file = path(role, word)
+    if file.is_relative_to(COMPONENTS):
+        return import_module(".".join(["components", *ROLES[role].split("/"), word]))
+    spec = spec_from_file_location(f"own_components.{role}.{word}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _read(role: str, word: str) -> tuple[Component, str]:
     """Parse a component's file into its catalogue row and the name of its class."""
-    file = path(role, word)
-    place = file.relative_to(COMPONENTS.parent)
+    file, where = path(role, word), place(role, word)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise LabError(f"{place}{line}: cannot be read as Python: {getattr(error, 'msg', error)}") from error
+        raise LabError(f"{where}{line}: cannot be read as Python: {getattr(error, 'msg', error)}") from error
     lines = (ast.get_docstring(tree) or "").splitlines()
     if not lines:
-        raise LabError(f"{place}: has no docstring; its first line is the component's description")
+        raise LabError(f"{where}: has no docstring; its first line is the component's description")
     paragraphs = [" ".join(part.split()) for part in "\n".join(lines).split("\n\n")]
     papers = [part.removeprefix("Paper:").strip() for part in paragraphs if part.startswith("Paper:")]
     if not papers:
-        raise LabError(f"{place}: its docstring has no line 'Paper: <title>, arXiv:<id>' or 'Paper: none'")
-    name = _public_class(tree, place)
+        raise LabError(f"{where}: its docstring has no line 'Paper: <title>, arXiv:<id>' or 'Paper: none'")
+    name = _public_class(tree, where)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     init = [
         node
@@ -178,29 +217,29 @@ def _read(role: str, word: str) -> tuple[Component, str]:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     ]
     if not init:
-        raise LabError(f"{place}: class {name} with its own __init__ is missing")
-    parameters = tuple(_parameters(init[0].args, place))
+        raise LabError(f"{where}: class {name} with its own __init__ is missing")
+    parameters = tuple(_parameters(init[0].args, where))
     return Component(role, word, lines[0].strip(), papers[0], parameters), name
 
 
-def _public_class(tree: ast.Module, place: Path) -> str:
+def _public_class(tree: ast.Module, where: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             names = ast.literal_eval(node.value)
             if len(names) == 1:
                 return str(names[0])
-    raise LabError(f"{place}: __all__ must name the component's one class")
+    raise LabError(f"{where}: __all__ must name the component's one class")
 
 
-def _parameters(args: ast.arguments, place: Path) -> list[Parameter]:
+def _parameters(args: ast.arguments, where: str) -> list[Parameter]:
     found = []
     for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
         if default is None or arg.annotation is None:
-            raise LabError(f"{place}: keyword '{arg.arg}' needs an annotation and a default")
+            raise LabError(f"{where}: keyword '{arg.arg}' needs an annotation and a default")
         try:
             value = ast.literal_eval(default)
         except ValueError as error:
-            raise LabError(f"{place}: the default of '{arg.arg}' must be a plain value") from error
+            raise LabError(f"{where}: the default of '{arg.arg}' must be a plain value") from error
         found.append(Parameter(arg.arg, ast.unparse(arg.annotation).replace("'", '"'), value))
     return found
 

@@ -24,6 +24,7 @@ TINY: dict[str, dict[str, Any]] = {
     "encoder": {"name": "patches", "patch_size": 8, "dim": 24},
     "connector": {"name": "linear"},
     "text_decoder": {"name": "llama", "dim": 32, "depth": 2, "num_heads": 2},
+    "fusion": {"name": "sequence"},
     "visual_head": {"name": "regression"},
 }
 
@@ -74,19 +75,22 @@ def new_arm(tokenizer: Tokenizer) -> Callable[..., Arm]:
     from lab.models.unified import UnifiedModel
     from lab.registry import build
 
-    def make(seed: int = 0, **specs: dict[str, Any]) -> Arm:
+    def make(seed: int = 0, targets: Any = "encoder", **specs: dict[str, Any]) -> Arm:
         torch.manual_seed(seed)
         chosen = {role: specs.get(role, spec) for role, spec in TINY.items()}
         encoder = build("encoder", chosen["encoder"], 32)
         decoder = build("text_decoder", chosen["text_decoder"], len(tokenizer))
-        args = {
-            "encoder": (32,),
-            "connector": (encoder.dim, decoder.dim, encoder.num_tokens),
-            "text_decoder": (len(tokenizer),),
-            "visual_head": (decoder.dim, encoder.dim, encoder.num_tokens),
-        }
-        parts = {role: build(role, chosen[role], *args[role]) for role in ("connector", "visual_head")}
-        model = UnifiedModel(encoder, text_decoder=decoder, **parts)
+        args: dict[str, tuple[int, ...]] = {"encoder": (32,), "text_decoder": (len(tokenizer),)}
+        args["connector"] = (encoder.dim, decoder.dim, encoder.num_tokens)
+        connector = build("connector", chosen["connector"], *args["connector"])
+        args["fusion"] = (decoder.dim, len(decoder.layers), connector.num_tokens)
+        fusion = build("fusion", chosen["fusion"], *args["fusion"])
+        space = (encoder.dim, encoder.num_tokens)
+        if targets == "connector":
+            space = (decoder.dim, connector.num_tokens)
+        args["visual_head"] = (decoder.dim, *space)
+        head = build("visual_head", chosen["visual_head"], *args["visual_head"])
+        model = UnifiedModel(encoder, connector, decoder, fusion, head, targets)
         return Arm(model, tokenizer, {role: (chosen[role], args[role]) for role in TINY})
 
     return make

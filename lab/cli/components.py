@@ -60,7 +60,7 @@ def _list(role: str, parts: list[registry.Component]) -> None:
 def _show(part: registry.Component) -> None:
     """Print all that a part's file says about it."""
     file = registry.path(part.role, part.word)
-    print(f"{part.role}: {part.word}  (components/{file.relative_to(registry.COMPONENTS)})\n")
+    print(f"{part.role}: {part.word}  ({registry.place(part.role, part.word)})\n")
     if part.fault:
         print(f"cannot be used: {part.fault}\n")
         return

@@ -13,9 +13,18 @@ import torch
 from components.contracts import ImageDecoder
 from lab.config import EvaluateParams
 from lab.evaluation.generation import draw_all, psnr, reconstruct
+from lab.evaluation.grounding import box_requests, grounding_scores
 from lab.evaluation.statistics import bootstrap_interval
-from lab.evaluation.understanding import answer_all, majority_share, questions, text_perplexity, things_right
+from lab.evaluation.understanding import (
+    Answer,
+    answer_all,
+    majority_share,
+    questions,
+    text_perplexity,
+    things_right,
+)
 from lab.models.arm import Arm
+from lab.models.autoencoder import ImageAutoencoder
 from lab.scenes.judge import Judge, frechet_distance, judge_images
 from lab.scenes.language import QUESTIONS
 from lab.scenes.preview import tile
@@ -27,7 +36,7 @@ SHOWN = 12  # samples kept for grids
 
 def evaluate_arm(
     arm: Arm,
-    image_decoder: ImageDecoder,
+    image_decoder: ImageDecoder | None,
     judge: Judge,
     tasks: SceneTasks,
     settings: EvaluateParams,
@@ -38,6 +47,7 @@ def evaluate_arm(
 
     Args:
         arm: in eval mode, like `image_decoder` and `judge`.
+        image_decoder: None for a system that only reads; it is not asked to draw.
         tasks: of the test split.
         settings: how many samples.
         seed: of phrasings and of the image decoder's noise.
@@ -51,7 +61,9 @@ def evaluate_arm(
     scores: dict[str, np.ndarray] = {}
     chance: dict[str, float] = {}
     shown = _understand(arm, tasks, settings, seed, scores, chance, out)
-    scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, shown, out)
+    scalars: dict[str, float] = {}
+    if image_decoder is not None and arm.model.visual_head is not None:
+        scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, shown, out)
     texts = [tasks.sample("text", row, seed) for row in range(min(settings.texts, len(tasks)))]
     collate = arm.collate(tuple(tasks.tasks))
     scalars["understanding/text_perplexity"] = text_perplexity(arm.model, texts, collate, settings.batch_size)
@@ -99,6 +111,17 @@ def _understand(
     captioned.sort(key=lambda one: one.sample_id)
     scores["understanding/caption"] = np.array([one.right for one in captioned], float)
     scores["understanding/caption_things"] = np.array([things_right(one) for one in captioned])
+    located: list[Answer] = []
+    if tasks.split.world.locations:
+        requests, boxes = box_requests(tasks, settings.questions, seed)
+        located = answer_all(arm.model, requests, arm.tokenizer, collate, settings.batch_size)
+        located.sort(key=lambda one: one.sample_id)
+        grounding = grounding_scores(located, boxes, tasks.split.world)
+        scores["understanding/grounding"] = grounding.right
+        scores["understanding/grounding_iou"] = grounding.iou
+        scores["understanding/grounding_well_formed"] = grounding.well_formed
+        chance["understanding/grounding"] = grounding.chance
+        chance["understanding/grounding_iou"] = grounding.chance_iou
     listed = [
         {
             "kind": one.kind,
@@ -107,7 +130,7 @@ def _understand(
             "expected": one.expected,
             "given": one.given,
         }
-        for one in (*answers, *captioned)
+        for one in (*answers, *captioned, *located)
     ]
     (out / "answers.json").write_text(json.dumps(listed, indent=1) + "\n")
     by_row = {one.sample_id.split("/")[1]: one for one in captioned}
@@ -149,7 +172,9 @@ def _generate(
     scores["generation/edit"] = judge_images(
         judge, edited.generated, _stack([tasks.edited(row, seed) for row in edit_rows])
     ).scene
-    rebuilt = reconstruct(arm.model.encoder, image_decoder, drawn.real, seed)
+    connector = arm.model.connector if arm.model.target_space == "connector" else None
+    autoencoder = ImageAutoencoder(arm.model.encoder, connector, image_decoder)
+    rebuilt = reconstruct(autoencoder, drawn.real, seed)
     scores["reconstruction/psnr"] = psnr(rebuilt, drawn.real)
     scores["reconstruction/digit"] = judge_images(judge, rebuilt, scenes).digit
     _write_samples(out, drawn.real, rebuilt, drawn.generated, prompts, shown)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.contracts import Encoder, ImageDecoder
+from components.contracts import ImageDecoder
 from lab.evaluation.understanding import prompt_of
+from lab.models.autoencoder import ImageAutoencoder
 from lab.models.generation import generate_image_tokens, generate_text
 from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
@@ -53,9 +54,10 @@ def draw_all(
         prompts = [
             _planned(prompt, tokenizer.decode(plan)) for prompt, plan in zip(prompts, plans, strict=True)
         ]
-        tokens = generate_image_tokens(model, collate(prompts).to(device))  # (b, N, D_v)
-        for offset, one in enumerate(tokens):  # a generator an image, so that batch size changes nothing
-            generator = torch.Generator(device).manual_seed(seed + start + offset)
+        seeds = range(seed + start, seed + start + len(chunk))  # of a row each: batch size changes nothing
+        tokens = generate_image_tokens(model, collate(prompts).to(device), seeds)  # (b, N, D_v)
+        for one, own in zip(tokens, seeds, strict=True):
+            generator = torch.Generator(device).manual_seed(own)
             images.append(image_decoder.sample(one.unsqueeze(0), generator).cpu())
         real += [
             segment.pixels
@@ -67,10 +69,10 @@ def draw_all(
 
 
 @torch.no_grad()
-def reconstruct(encoder: Encoder, image_decoder: ImageDecoder, pixels: Tensor, seed: int) -> Tensor:
-    """Pixels (B, 3, H, W) through encoder and image decoder."""
+def reconstruct(autoencoder: ImageAutoencoder, pixels: Tensor, seed: int) -> Tensor:
+    """Pixels (B, 3, H, W) through tokens and image decoder."""
     generator = torch.Generator(pixels.device).manual_seed(seed)
-    return torch.cat([image_decoder.sample(encoder(chunk), generator) for chunk in pixels.split(250)])
+    return torch.cat([autoencoder.reconstruct(chunk, generator) for chunk in pixels.split(250)])
 
 
 def psnr(first: Tensor, second: Tensor) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from components.contracts import Encoder, ImageDecoder
 from lab.evaluation.generation import psnr, reconstruct
+from lab.models.autoencoder import ImageAutoencoder
 from lab.scenes.judge import Judge, judge_images
 from lab.scenes.world import World, WorldSplit
 
@@ -31,12 +31,12 @@ def load_judge(folder: Path, world: World) -> Judge:
 
 
 def reconstruction_metrics(
-    encoder: Encoder, image_decoder: ImageDecoder, judge: Judge, split: WorldSplit, count: int, seed: int
+    autoencoder: ImageAutoencoder, judge: Judge, split: WorldSplit, count: int, seed: int
 ) -> dict[str, float]:
-    """Encoder tokens back to pixels, on `count` held-out scenes: PSNR in dB and what is still legible."""
+    """Tokens back to pixels, on `count` held-out scenes: PSNR in dB and what is still legible."""
     rows = np.arange(min(count, len(split.scenes)))
     pixels = torch.from_numpy(split.pixels(rows))
-    rebuilt = reconstruct(encoder, image_decoder, pixels, seed)
+    rebuilt = reconstruct(autoencoder, pixels, seed)
     verdict = judge_images(judge, rebuilt, split.scenes.take(rows))
     return {
         "reconstruction/psnr": float(psnr(rebuilt, pixels).mean()),

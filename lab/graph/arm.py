@@ -18,25 +18,23 @@ from typing import Any
 from lab.config import Params, check_params, read_tree
 from lab.errors import LabError, nearest
 from lab.graph.node import RECORD
-from lab.graph.stages import STAGES, Context, execute, instance_kinds, prepare
-
-CHAIN = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
+from lab.graph.small import small_params
+from lab.graph.stages import Context, execute, instance_kinds, prepare, stages_of
+from lab.graph.system import read_system
 
 
 def train(declaration: str | None, overrides: list[str]) -> None:
     """Trains and evaluates one arm and prints its metrics.
 
     Args:
-        declaration: a YAML file with what differs from params.yaml, or None.
+        declaration: a published system, or a YAML file with what differs from params.yaml, or None.
         overrides: dotted key=value settings. Without `connector=` and `mix=` the first of each is taken.
     """
     folder = Path.cwd()
     params = _single(_declared(folder, declaration, overrides))
     arm = arm_folder(folder, params)
-    print(
-        f"arm {params.connectors[0]}-{next(iter(params.mixes))}: {os.path.relpath(arm, folder)}", flush=True
-    )
-    result = run_chain(folder, arm, params, CHAIN)
+    print(f"arm {arm.name.rpartition('-')[0]}: {os.path.relpath(arm, folder)}", flush=True)
+    result = run_chain(folder, arm, params)
     for name, value in sorted(result["metrics"].items()):
         low_high = result["intervals"].get(name)
         interval = f"  [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
@@ -64,33 +62,32 @@ def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None])
 
     def watch(context: Context) -> None:
         if context.stage == "instruct":
-            callback.prepare(context.tasks("validation"), context.params.stages.instruct.steps)
+            callback.prepare(context.tasks("validation"), context.params.fitted("instruct").steps)
             context.callbacks = (callback,)
 
-    result = run_chain(folder, arm_folder(folder, params), params, CHAIN, watch)
+    result = run_chain(folder, arm_folder(folder, params), params, watch)
     return {name: float(value) for name, value in result["metrics"].items()}
 
 
 def arm_folder(folder: Path, params: Params) -> Path:
     """Where an arm of these parameters lives, below `.lab/arms`."""
     digest = hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()[:8]
-    return folder / ".lab" / "arms" / f"{params.connectors[0]}-{next(iter(params.mixes))}-{digest}"
+    name = params.system or f"{params.connectors[0]}-{next(iter(params.mixes))}"
+    return folder / ".lab" / "arms" / f"{name}-{digest}"
 
 
 def run_chain(
     folder: Path,
     arm: Path,
     params: Params,
-    stages: tuple[str, ...],
     watch: Callable[[Context], None] = lambda context: None,
 ) -> dict[str, Any]:
-    """Runs the stages of one arm in order; existing nodes are linked instead.
+    """Runs the recipe of one arm; existing nodes are linked instead.
 
     Args:
         folder: of the pipeline, whose outputs are reused.
         arm: folder of the arm; gets `output/` with links to nodes, and `metrics/`.
         params: with a single connector and mix.
-        stages: to run.
         watch: called with every context that is about to run.
 
     Returns:
@@ -102,8 +99,8 @@ def run_chain(
     (arm / "params.yaml").write_text(yaml.safe_dump(asdict(params), sort_keys=False))
     instance = {"connector": params.connectors[0], "mix": next(iter(params.mixes))}
     metrics: dict[str, Any] = {}
-    for name in stages:
-        words = [instance[kind] for kind in instance_kinds(STAGES[name])]
+    for name in params.recipe:
+        words = [instance[kind] for kind in instance_kinds(stages_of(params)[name])]
         context = prepare(arm, params, name, *words, work=folder / ".lab" / "work")
         link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
         declared = folder / "output" / link.relative_to(arm / "output")
@@ -132,7 +129,9 @@ def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Pa
     changes = []
     if declaration is not None:
         path = Path(declaration)
-        changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(read_tree(path))]
+        if "small" in (tree := read_tree(path)) or "full" in tree:
+            return small_params(read_system(path), path, overrides)
+        changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(tree)]
     source = folder / "params.yaml"
     return check_params(read_tree(source, [*changes, *overrides]), declaration or str(source.name))
 

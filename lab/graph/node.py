@@ -120,5 +120,6 @@ def _digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0" + file.read_bytes())
+        place = file.relative_to(REPOSITORY) if file.is_relative_to(REPOSITORY) else Path(file.name)
+        digest.update(place.as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
 
     folder = find_arm(run)
     arm = load_arm(folder)
-    image_decoder = load_component(folder.parents[1] / "image_decoder")
+    image_decoder = load_component(_image_decoder(folder.parents[1]))
     side = arm.model.encoder.image_size
     blank = image_segment(np.zeros((3, side, side), np.float32), supervised=True)
     words = question_segment(_known(arm.tokenizer, prompt))
@@ -75,6 +76,18 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
         picture.resize((picture.width * 8, picture.height * 8), Image.Resampling.NEAREST).save(Path(out))
     except (OSError, ValueError) as error:
         raise LabError(f"{out}: cannot be written: {error}") from error
+
+
+def _image_decoder(output: Path) -> Path:
+    """Where an arm's image decoder is, below its outputs.
+
+    Raises:
+        LabError: the system has none.
+    """
+    for config in sorted(output.glob("image_decoder/**/config.json")):
+        if json.loads(config.read_text())["role"] == "image_decoder":
+            return config.parent
+    raise LabError(f"{output}: no image decoder there; this arm answers questions, but draws nothing")
 
 
 def _known(tokenizer: Tokenizer, text: str) -> str:

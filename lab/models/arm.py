@@ -1,21 +1,32 @@
-"""A trained arm as one folder: four components and a tokenizer. Whoever has the folder has the model."""
+"""A trained arm as one folder: its components and a tokenizer. Whoever has the folder has the model."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from components.contracts import TextDecoder
-from lab.config import Params
+from components.contracts import ImageDecoder, TextDecoder
+from lab.config import ROLES, Params
+from lab.errors import LabError
 from lab.models.store import load_component, save_component
 from lab.models.unified import UnifiedModel
 from lab.registry import build
 from lab.samples.batch import Collate
+from lab.samples.segments import IMAGE_END, IMAGE_START
 from lab.samples.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
+RECORD = "arm.json"
+_ADAPTATION = (
+    "lora_",
+    "adapter_",
+    "quantise",
+)  # settings of a text decoder that its pretraining knows not of
 
 
 @dataclass
@@ -23,80 +34,140 @@ class Arm:
     """A unified model with its tokenizer.
 
     Attributes:
-        model: the four components.
+        model: the parts of the system.
         tokenizer: of the text decoder.
         built: role -> (specification, positional arguments), what each component was built with.
     """
 
     model: UnifiedModel
     tokenizer: Tokenizer
-    built: dict[str, tuple[dict[str, object], tuple[int, ...]]]
+    built: dict[str, tuple[dict[str, Any], tuple[int, ...]]]
+
+    @property
+    def image_marks(self) -> tuple[int, int]:
+        """Ids of `<image_start>` and `<image_end>`."""
+        return self.tokenizer[IMAGE_START], self.tokenizer[IMAGE_END]
 
     def collate(self, tasks: tuple[str, ...], left: bool = False) -> Collate:
-        """Batches for this model; its parts say how many visual tokens an image takes."""
-        connector, encoder = self.model.connector, self.model.encoder
-        return Collate(self.tokenizer, connector.num_tokens, encoder.num_tokens, tasks, left)
+        """Batches for this model; its parts say how many positions an image takes."""
+        model = self.model
+        return Collate(self.tokenizer, model.tokens_read, model.tokens_drawn, tasks, left, model.reads_text)
 
     def save(self, folder: Path) -> None:
         """Writes components and tokenizer."""
         for role, (spec, args) in self.built.items():
             save_component(folder / role, role, spec, args, getattr(self.model, role))
         self.tokenizer.save(folder / TOKENIZER)
+        record = {"targets": self.model.target_space}
+        (folder / RECORD).write_text(json.dumps(record) + "\n")
 
 
 def new_arm(
-    params: Params, connector: str, encoder_folder: Path, text_decoder_folder: Path, seed: int
+    params: Params,
+    connector: str,
+    trained: Mapping[str, Path],
+    vocabulary: list[str],
+    image_decoder: ImageDecoder | None = None,
 ) -> Arm:
-    """An arm at the start of alignment: pretrained encoder and text decoder, fresh connector and visual head.
+    """An arm whose parts are those that earlier stages trained, and fresh ones.
 
     Args:
-        params: of the pipeline.
+        params: of the pipeline; its seed is that of the fresh parts.
         connector: its word.
-        encoder_folder, text_decoder_folder: outputs of their stages.
-        seed: of the fresh parts.
+        trained: role -> folder of a component that an earlier stage wrote.
+        vocabulary: words of a language model that is made from scratch here.
+        image_decoder: for a visual head whose loss goes through it.
     """
-    encoder = load_component(encoder_folder)
-    text_decoder, tokenizer = load_text_decoder(params, text_decoder_folder)
-    torch.manual_seed(seed)
-    built: dict[str, tuple[dict[str, object], tuple[int, ...]]] = {
-        "encoder": (params.spec("encoder", params.encoder), (encoder.image_size,)),
-        "connector": (
-            params.spec("connector", connector),
-            (encoder.dim, text_decoder.dim, encoder.num_tokens),
-        ),
-        "text_decoder": (params.spec("text_decoder", params.text_decoder), (len(tokenizer),)),
-        "visual_head": (
-            params.spec("visual_head", params.visual_head),
-            (text_decoder.dim, encoder.dim, encoder.num_tokens),
-        ),
-    }
-    parts = {"encoder": encoder, "text_decoder": text_decoder}
-    for role in ("connector", "visual_head"):
-        parts[role] = build(role, built[role][0], *built[role][1])
-    return Arm(UnifiedModel(**parts), tokenizer, built)
+    built: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
+    size = (params.world.image_size,)
+    parts: dict[str, Any] = {"encoder": new_part(params, "encoder", params.encoder, size, trained, built)}
+    if "text_decoder" in trained:
+        parts["text_decoder"], tokenizer = load_text_decoder(params, trained["text_decoder"])
+    else:
+        tokenizer = Tokenizer.of_words(vocabulary)
+        torch.manual_seed(params.seed)
+        spec = params.spec("text_decoder", params.text_decoder)
+        parts["text_decoder"] = build("text_decoder", spec, len(tokenizer))
+    encoder, decoder = parts["encoder"], parts["text_decoder"]
+    built["text_decoder"] = (params.spec("text_decoder", params.text_decoder), (len(tokenizer),))
+    torch.manual_seed(params.seed)
+    # a drawn image is the encoder's tokens, or the connector's, which are as wide as the language model
+    args: tuple[int, ...] = (encoder.dim, _width_read(params, decoder.dim), encoder.num_tokens)
+    parts["connector"] = new_part(params, "connector", connector, args, trained, built, seed=False)
+    tokens = parts["connector"].num_tokens
+    args = (decoder.dim, len(decoder.layers), tokens)
+    parts["fusion"] = new_part(params, "fusion", params.fusion, args, trained, built, seed=False)
+    if params.visual_head is not None:
+        space = (encoder.dim, encoder.num_tokens) if params.targets == "encoder" else (decoder.dim, tokens)
+        args = (decoder.dim, *space)
+        head = new_part(params, "visual_head", params.visual_head, args, trained, built, seed=False)
+        parts["visual_head"] = head
+    model = UnifiedModel(**parts, targets=params.targets, image_decoder=image_decoder)  # type: ignore[arg-type]
+    return Arm(model, tokenizer, built)
 
 
-def load_arm(folder: Path) -> Arm:
+def load_arm(folder: Path, image_decoder: ImageDecoder | None = None) -> Arm:
     """Reads an arm that `Arm.save` wrote; the model is in eval mode."""
-    import json
-
-    roles = ("encoder", "connector", "text_decoder", "visual_head")
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise LabError(f"{folder}: no trained arm can be read there: {error}") from error
+    roles = [role for role in ROLES if (folder / role).exists()]
     parts = {role: load_component(folder / role) for role in roles}
     configs = {role: json.loads((folder / role / "config.json").read_text()) for role in roles}
     built = {role: (config["spec"], tuple(config["args"])) for role, config in configs.items()}
-    return Arm(UnifiedModel(**parts).eval(), Tokenizer.load(folder / TOKENIZER), built)
+    model = UnifiedModel(**parts, targets=record["targets"], image_decoder=image_decoder)
+    return Arm(model.eval(), Tokenizer.load(folder / TOKENIZER), built)
 
 
 def load_text_decoder(params: Params, folder: Path) -> tuple[TextDecoder, Tokenizer]:
     """The pretrained text decoder and its tokenizer.
 
-    The stage trains the decoder without adapters; LoRA, if the settings ask for it, is added here, at zero.
+    The stage trains the decoder as it is; adapters, if the settings ask for them, are added here, at zero.
     """
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    source = folder if (folder / TOKENIZER).exists() else folder.parent  # of the stage, or of an arm
+    tokenizer = Tokenizer.load(source / TOKENIZER)
     trained = load_component(folder)
     spec = params.spec("text_decoder", params.text_decoder)
-    if not spec.get("lora_rank"):
+    stored = json.loads((folder / "config.json").read_text())["spec"]
+    if spec in (unadapted(spec), stored):
         return trained, tokenizer
     adapted = build("text_decoder", spec, len(tokenizer))
     adapted.load_state_dict(trained.state_dict())
     return adapted.eval(), tokenizer
+
+
+def unadapted(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a text decoder without LoRA, adapters and quantisation."""
+    return {key: value for key, value in spec.items() if not key.startswith(_ADAPTATION)}
+
+
+def new_part(
+    params: Params,
+    role: str,
+    word: str,
+    args: tuple[int, ...],
+    trained: Mapping[str, Path],
+    built: dict[str, tuple[dict[str, Any], tuple[int, ...]]],
+    seed: bool = True,
+) -> Any:
+    """The part that an earlier stage trained, or a fresh one.
+
+    Args:
+        params: of the pipeline.
+        role, word, args: what to build where no folder of `trained` has the role.
+        trained: role -> folder.
+        built: gets the specification and arguments of the part.
+        seed: whether a fresh part starts from the pipeline's seed, or goes on drawing from where torch is.
+    """
+    built[role] = (params.spec(role, word), args)
+    if role in trained:
+        return load_component(trained[role])
+    if seed:
+        torch.manual_seed(params.seed)
+    return build(role, built[role][0], *args)
+
+
+def _width_read(params: Params, dim: int) -> int:
+    """Width of the visual tokens that the fusion takes, D unless its settings say otherwise."""
+    return int(params.spec("fusion", params.fusion).get("dim_visual") or dim)

@@ -1,12 +1,60 @@
-"""Free-running generation with a key-value cache: answers word by word, images token by token."""
+"""Free-running generation with a key-value cache: answers word by word, images as their visual head draws."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lab.models.unified import UnifiedModel, positions_of
+from lab.errors import LabError
+from lab.models.unified import UnifiedModel
 from lab.samples.batch import Batch
+
+
+class Continuation:
+    """A left-padded batch of prompts that the language model goes on from.
+
+    Args:
+        model: in eval mode.
+        batch: prompts; the last element of each is the one that what follows is predicted from.
+
+    Attributes:
+        state: (B, 1, D), of the last element of the prompts.
+    """
+
+    def __init__(self, model: UnifiedModel, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        self.cache, self.mask = model.text_decoder.new_cache(), batch.mask
+        self.read = model.read(batch)
+        positions = model.positions(batch)
+        drawn, _ = model.slot_inputs(model.targets(batch))
+        embeds = model.assemble(batch, self.read, drawn)
+        with model.reading(batch, self.read, batch.image):
+            states = model.text_decoder(embeds, model.visible(batch), positions, self.cache)
+        self.state = states[:, -1:]
+        self.position = positions[:, -1:] + 1  # (B, 1)
+
+    def run(self, embeds: Tensor, keep: bool = True, together: bool = False) -> Tensor:
+        """States (B, n, D) of further inputs (B, n, D).
+
+        Args:
+            embeds: what follows all that was kept so far.
+            keep: whether the inputs stay; otherwise they leave no trace.
+            together: whether they see each other whatever their order.
+        """
+        rows, new, _ = embeds.shape
+        past = self.mask.shape[1]
+        mask = torch.cat([self.mask, self.mask.new_ones(rows, new)], dim=1)  # (B, P + n)
+        seen = mask.unsqueeze(1).expand(-1, new, -1) if together else mask
+        positions = self.position + torch.arange(new, device=mask.device)
+        with self.model.reading(self.batch, self.read, self.batch.image[:, -1:].expand(-1, new)):
+            states = self.model.text_decoder(embeds, seen, positions, self.cache)
+        if keep:
+            self.mask, self.position = mask, self.position + new
+        else:
+            self.cache.crop(past)
+        return states
 
 
 @torch.no_grad()
@@ -22,43 +70,35 @@ def generate_text(model: UnifiedModel, batch: Batch, end: int, max_new_tokens: i
     Returns:
         For each row the ids of its answer, the end token left out.
     """
-    decoder = model.text_decoder
-    cache, mask = decoder.new_cache(), batch.mask
-    states = decoder(model.assemble(batch, model.targets(batch)), mask, positions_of(mask), cache)
-    position = mask.sum(dim=1, keepdim=True)  # (B, 1)
+    prompt = Continuation(model, batch)
+    state, decoder = prompt.state, model.text_decoder
     answers: list[list[int]] = [[] for _ in range(len(batch))]
-    running = torch.ones(len(batch), dtype=torch.bool, device=mask.device)
+    running = torch.ones(len(batch), dtype=torch.bool, device=state.device)
     for _ in range(max_new_tokens):
-        chosen = decoder.logits(states[:, -1]).argmax(dim=-1)  # (B,)
+        chosen = decoder.logits(state[:, -1]).argmax(dim=-1)  # (B,)
         running &= chosen != end
         if not running.any():
             break
         for row, (token, alive) in enumerate(zip(chosen.tolist(), running.tolist(), strict=True)):
             if alive:
                 answers[row].append(token)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        states = decoder(decoder.embed(chosen.unsqueeze(1)), mask, position, cache)
-        position = position + 1
+        state = prompt.run(decoder.embed(chosen.unsqueeze(1)))
     return answers
 
 
 @torch.no_grad()
-def generate_image_tokens(model: UnifiedModel, batch: Batch) -> Tensor:
+def generate_image_tokens(model: UnifiedModel, batch: Batch, seeds: Sequence[int]) -> Tensor:
     """Visual tokens (B, N, D_v) of one image a row.
 
     Args:
-        model: in eval mode.
+        model: in eval mode, with a visual head.
         batch: left-padded prompts that end with `<image_start>`.
+        seeds: of the noise of each row, where the head uses any.
     """
-    decoder, head = model.text_decoder, model.visual_head
-    cache, mask = decoder.new_cache(), batch.mask
-    states = decoder(model.assemble(batch, model.targets(batch)), mask, positions_of(mask), cache)
-    position = mask.sum(dim=1, keepdim=True)  # (B, 1)
-    tokens = []
-    for index in range(head.num_tokens):
-        tokens.append(head(states[:, -1:]))  # (B, 1, D_v)
-        if index + 1 < head.num_tokens:
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            states = decoder(head.embed(tokens[-1], first=index), mask, position, cache)
-            position = position + 1
-    return torch.cat(tokens, dim=1)
+    head = model.visual_head
+    if head is None:
+        raise LabError("the system has no visual head: it answers, but draws nothing")
+    prompt = Continuation(model, batch)
+    return head.draw(
+        prompt.state, lambda embeds, keep: prompt.run(embeds, keep, together=head.bidirectional), seeds
+    )

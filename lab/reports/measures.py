@@ -57,6 +57,7 @@ MEASURES = (
         rate=False,
         rising=False,
     ),
+    Measure("understanding/grounding", "box", "digits whose box is found, at an IoU of at least 0.5"),
     Measure("generation/place", "place", "cells of drawn scenes that are empty or filled as prompted"),
     Measure("generation/colour", "colour", "prompted digits drawn in their colour"),
     Measure("generation/digit", "digit", "prompted digits that the judge reads as prompted"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Sample
+from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, USER, Sample
 from lab.samples.tokenizer import Tokenizer
 
 
@@ -20,19 +20,24 @@ class Batch:
     """B rows of T positions. Masks are bool, True means real.
 
     An image takes `<image_start>`, its visual tokens and `<image_end>`. Images that the model reads are
-    marked in `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order.
+    marked in `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order. Where
+    visual tokens stay outside the sequence (cross-attention), an image that is read takes its two marks alone.
 
     Attributes:
         ids: (B, T) int64; the pad id where a visual token or padding stands.
         mask: (B, T) positions that hold something.
         supervised: (B, T) text elements that the model has to produce (predicted from the position before).
         read: (B, T) visual tokens of images read.
-        drawn: (B, T) visual tokens of images drawn.
+        drawn: (B, T) slots of images drawn.
+        image: (B, T) int64, which of the row's images read is the last at or before a position; -1 for none.
+        prompt: (I, L) int64, what the user says in the row of each image read, for connectors that read the
+            question; padded with the pad id, (I, 0) where no connector asks for it.
         pixels_read: (I, 3, H, W) float32 in [0, 1].
         pixels_drawn: (J, 3, H, W) float32 in [0, 1].
         task: (B,) int64, index into `tasks`.
         tasks: names of tasks.
         sample_ids: B names, for logs and errors.
+        pad: the pad id.
     """
 
     ids: Tensor
@@ -40,14 +45,22 @@ class Batch:
     supervised: Tensor
     read: Tensor
     drawn: Tensor
+    image: Tensor
+    prompt: Tensor
     pixels_read: Tensor
     pixels_drawn: Tensor
     task: Tensor
     tasks: tuple[str, ...]
     sample_ids: tuple[str, ...]
+    pad: int
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """(I, L) real positions of `prompt`."""
+        return self.prompt != self.pad
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
@@ -64,10 +77,11 @@ class Collate:
 
     Args:
         tokenizer: text to ids.
-        tokens_read: M, visual tokens of an image that is read (the connector says how many).
-        tokens_drawn: N, visual tokens of an image that is drawn (the encoder says how many).
+        tokens_read: positions of an image that is read: M, or 0 where visual tokens stay outside the sequence.
+        tokens_drawn: S, positions of an image that is drawn (the visual head says how many).
         tasks: names of all tasks that may occur.
         left: pad on the left (for generation) instead of the right.
+        prompts: whether the batch carries what the user says, for a connector that reads it.
     """
 
     def __init__(
@@ -77,24 +91,27 @@ class Collate:
         tokens_drawn: int,
         tasks: Sequence[str],
         left: bool = False,
+        prompts: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_read = tokens_read
         self.tokens_drawn = tokens_drawn
         self.tasks = tuple(tasks)
-        self.left = left
+        self.left, self.prompts = left, prompts
         self._pad, self._start, self._end = (tokenizer[token] for token in (PAD, IMAGE_START, IMAGE_END))
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         rows = [self._row(sample) for sample in samples]
-        length = max(len(ids) for ids, _, _ in rows)
+        length = max(len(ids) for ids, *_ in rows)
         shape = (len(rows), length)
         ids = np.full(shape, self._pad, np.int64)
         mask, supervised, kind = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int8)
-        for index, (row_ids, row_supervised, row_kind) in enumerate(rows):
+        image = np.full(shape, -1, np.int64)
+        for index, (row_ids, row_supervised, row_kind, row_image) in enumerate(rows):
             place = slice(length - len(row_ids), None) if self.left else slice(0, len(row_ids))
             ids[index, place], mask[index, place] = row_ids, True
             supervised[index, place], kind[index, place] = row_supervised, row_kind
+            image[index, place] = row_image
         images = [
             (segment.pixels, segment.supervised)
             for sample in samples
@@ -107,14 +124,31 @@ class Collate:
             supervised=torch.from_numpy(supervised),
             read=torch.from_numpy(kind == _READ),
             drawn=torch.from_numpy(kind == _DRAWN),
+            image=torch.from_numpy(image),
+            prompt=self._prompts(samples),
             pixels_read=_stack([pixels for pixels, drawn in images if not drawn]),
             pixels_drawn=_stack([pixels for pixels, drawn in images if drawn]),
             task=torch.tensor([self.tasks.index(sample.task) for sample in samples]),
             tasks=self.tasks,
             sample_ids=tuple(sample.id for sample in samples),
+            pad=self._pad,
         )
 
-    def _row(self, sample: Sample) -> tuple[list[int], list[bool], list[int]]:
+    def _prompts(self, samples: Sequence[Sample]) -> Tensor:
+        """(I, L) ids of what the user says, a row for every image that is read."""
+        rows = []
+        for sample in samples if self.prompts else ():
+            read = sum(segment.pixels is not None and not segment.supervised for segment in sample.segments)
+            said = [segment.text for segment in sample.segments if USER in (segment.text or "")]
+            rows += [[piece for text in said for piece in self.tokenizer.encode(text or "")]] * read
+        table = np.full((len(rows), max(map(len, rows), default=0)), self._pad, np.int64)
+        for index, row in enumerate(rows):
+            table[index, : len(row)] = row
+        return torch.from_numpy(table)
+
+    def _row(self, sample: Sample) -> tuple[list[int], list[bool], list[int], list[int]]:
+        image = -1
+        images: list[int] = []
         ids: list[int] = []
         supervised: list[bool] = []
         kind: list[int] = []
@@ -126,12 +160,14 @@ class Collate:
                 kind += [_TEXT] * len(piece)
             else:
                 count = self.tokens_drawn if segment.supervised else self.tokens_read
+                image += not segment.supervised
                 ids += [self._start, *([self._pad] * count), self._end]
                 supervised += [segment.supervised, *([False] * count), segment.supervised]
                 kind += [_TEXT, *([_DRAWN if segment.supervised else _READ] * count), _TEXT]
+            images += [image] * (len(ids) - len(images))
         if supervised[:1] == [True]:
             raise LabError(f"sample {sample.id}: nothing stands before its first element to predict it from")
-        return ids, supervised, kind
+        return ids, supervised, kind, images
 
 
 _TEXT, _READ, _DRAWN = 0, 1, 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,8 +13,12 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.contracts import TextDecoder
+from lab.config import ROLES
 from lab.errors import LabError, nearest
+from lab.models.autoencoder import ImageAutoencoder
 from lab.models.contrastive import ContrastiveModel
+from lab.models.representation import RepresentationModel
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Batch
 from lab.samples.regions import CaptionedRegions, Pixels
@@ -69,7 +74,8 @@ class StageModule(pl.LightningModule):
         for name, parameter in self.model.named_parameters():
             rates = [rate for prefix, rate in self.learning_rates.items() if name.startswith(prefix)]
             if parameter.requires_grad and rates:
-                decay = self.weight_decay if parameter.ndim > 1 and "embed" not in name else 0.0
+                whole = not getattr(parameter, ROWS_ONLY, False)
+                decay = self.weight_decay if parameter.ndim > 1 and "embed" not in name and whole else 0.0
                 groups.setdefault((rates[0], decay), []).append(parameter)
         optimizer = torch.optim.AdamW(
             [
@@ -143,61 +149,94 @@ class TextPretraining(StageModule):
         return loss
 
 
+class RepresentationTraining(StageModule):
+    """Representation learning of a Q-Former: contrastive, matching and captioning losses, summed (BLIP-2)."""
+
+    model: RepresentationModel
+
+    def training_step(self, batch: CaptionedRegions, batch_idx: int) -> Tensor:
+        losses = self.model(batch.pixels, batch.captions)
+        for name in ("contrastive", "matching", "generation"):
+            self.add_log(f"loss_{name}", getattr(losses, name))
+        self.add_log("loss", losses.total)
+        return losses.total
+
+    def on_train_start(self) -> None:
+        self.model.encoder.eval()  # type: ignore[attr-defined]
+
+
 class ImageDecoderTraining(StageModule):
-    """Image decoder training: pixels from a frozen encoder's tokens, which are blurred a little.
+    """Image decoder training: pixels from an image's tokens, alone or together with what makes the tokens.
 
     Args:
-        encoder: frozen.
+        model: the way from pixels to tokens and back.
         noise: standard deviation of Gaussian noise on tokens, relative to their own deviation, so that the
             decoder also reads the imperfect tokens that a language model predicts.
+        trainable: "image_decoder", and of "encoder" and "connector" those that learn with it.
     """
 
-    model: Any  # keeps the protocol of an image decoder
+    model: ImageAutoencoder
 
-    def __init__(self, model: nn.Module, encoder: nn.Module, noise: float, **schedule: Any) -> None:
+    def __init__(
+        self, model: ImageAutoencoder, noise: float, trainable: Sequence[str], **schedule: Any
+    ) -> None:
         super().__init__(model, **schedule)
-        self.encoder, self.noise = encoder.requires_grad_(False), noise
+        self.noise, self.trainable = noise, tuple(trainable)
+        model.requires_grad_(False)
+        for role in self.trainable:
+            getattr(model, role).requires_grad_(True)
 
     def training_step(self, batch: Pixels, batch_idx: int) -> Tensor:
-        with torch.no_grad():
-            tokens = self.encoder(batch.pixels_drawn)  # (J, N, D_v)
-            share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
-            tokens = tokens + share * tokens.std() * torch.randn_like(tokens)
-        loss = self.model.loss(tokens, batch.pixels_drawn).mean()
+        tokens, own = self.model.tokens(batch.pixels_drawn, self.trainable)  # (J, N, D_v), (J,) or None
+        share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
+        tokens = tokens + share * tokens.std() * torch.randn_like(tokens)
+        loss = self.model.image_decoder.loss(tokens, batch.pixels_drawn).mean()
+        if own is not None:
+            self.add_log("loss_tokens", own.mean())
+            loss = loss + own.mean()
         self.add_log("loss", loss)
         return loss
 
     def on_train_start(self) -> None:
-        self.encoder.eval()
+        for role in ("encoder", "connector"):
+            if (part := getattr(self.model, role)) is not None:
+                part.train(role in self.trainable)
 
 
 class UnifiedTraining(StageModule):
-    """Alignment and instruction tuning of the unified model; the recipe says which roles train.
+    """Alignment, pretraining and instruction tuning of the unified model; the recipe says which parts train.
 
     Args:
-        model: encoder, connector, text decoder, visual head.
-        trainable: roles that train; all others are frozen and kept in eval mode. For a text decoder with
-            LoRA, `text_decoder.lora` trains the adapters alone.
+        model: the parts of the system.
+        trainable: parts that train (see `set_trainable`); all others are frozen and kept in eval mode.
         image_weight: weight of the image loss beside the text loss.
+        image_marks: ids of the tokens around an image, for `text_decoder.image_marks`.
     """
 
     model: UnifiedModel
-    ROLES = ("encoder", "connector", "text_decoder", "visual_head")
 
     def __init__(
-        self, model: UnifiedModel, trainable: list[str], image_weight: float, **schedule: Any
+        self,
+        model: UnifiedModel,
+        trainable: list[str],
+        image_weight: float,
+        image_marks: tuple[int, ...] = (),
+        **schedule: Any,
     ) -> None:
         super().__init__(model, **schedule)
         self.trainable, self.image_weight = list(trainable), image_weight
-        set_trainable(model, self.trainable)
+        set_trainable(model, self.trainable, image_marks)
         for part in self.trainable:
             if not any(part.startswith(role) for role in self.learning_rates):
                 raise LabError(f"trainable: {part}, but learning_rate has none for it")
 
     def on_train_start(self) -> None:  # at the start of an epoch would not do: a resumed run is amid one
         self.model.train()
-        for role in self.ROLES:
-            getattr(self.model, role).train(any(part.split(".")[0] == role for part in self.trainable))
+        for role in ROLES:
+            if (part := getattr(self.model, role)) is not None:
+                part.train(any(name.partition(".")[0] == role for name in self.trainable))
+        if self.model.image_decoder is not None:
+            self.model.image_decoder.eval()  # type: ignore[attr-defined]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.model(batch)
@@ -209,25 +248,53 @@ class UnifiedTraining(StageModule):
         return total
 
 
-def set_trainable(model: UnifiedModel, trainable: list[str]) -> None:
-    """Freezes every role of the unified model that the recipe does not name.
+def set_trainable(model: UnifiedModel, trainable: Sequence[str], image_marks: Sequence[int] = ()) -> None:
+    """Freezes all of the unified model that the recipe does not name.
+
+    A part is a role; a role and a pattern of parameter names, such as `text_decoder.*norm*` or
+    `encoder.*blocks.11.*`; `text_decoder.lora` or `text_decoder.adapters`, what was added to the language
+    model; or `text_decoder.image_marks`, of its word embeddings and output rows those of the tokens around an
+    image, which a frozen language model has never seen.
 
     Raises:
-        LabError: an unknown role, or LoRA asked for where there is none.
+        LabError: an unknown part, or a pattern that no parameter matches.
     """
-    known = (*UnifiedTraining.ROLES, "text_decoder.lora")
-    for part in trainable:
-        if part not in known:
-            raise LabError(f"trainable: unknown part '{part}'{nearest(part, known)}")
     model.requires_grad_(False)
     for part in trainable:
-        if part == "text_decoder.lora":
-            adapters = model.text_decoder.adapter_parameters()
-            if not adapters:
-                raise LabError(
-                    "trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank"
-                )
-            for _, parameter in adapters:
-                parameter.requires_grad_(True)
+        role, _, pattern = part.partition(".")
+        module = getattr(model, role, None) if role in ROLES else None
+        if module is None:
+            raise LabError(f"trainable: unknown part '{part}'{nearest(part, ROLES)}")
+        if part == "text_decoder.image_marks":
+            _train_rows(module, image_marks)
+            continue
+        if part in ("text_decoder.lora", "text_decoder.adapters"):
+            chosen = [
+                p for name, p in module.adapter_parameters() if part.endswith("adapters") or "lora_" in name
+            ]
         else:
-            getattr(model, part).requires_grad_(True)
+            chosen = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern or "*")]
+        if not chosen and part == "text_decoder.lora":
+            raise LabError(
+                "trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank"
+            )
+        if not chosen and pattern:
+            names = [name for name, _ in module.named_parameters()]
+            raise LabError(f"trainable: no parameter of {role} matches '{pattern}'{nearest(pattern, names)}")
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+
+
+ROWS_ONLY = "rows_only"  # marks a parameter of which a few rows train
+
+
+def _train_rows(decoder: TextDecoder, rows: Sequence[int]) -> None:
+    """Of the word embeddings and the output layer, lets these rows learn alone."""
+    matrices = {id(p): p for name, p in decoder.named_parameters() if p.shape[:1] == (decoder.vocab_size,)}  # type: ignore[attr-defined]
+    for parameter in matrices.values():
+        keep = torch.zeros(len(parameter), dtype=torch.bool)
+        keep[list(rows)] = True
+        shape = (-1, *[1] * (parameter.ndim - 1))
+        parameter.requires_grad_(True)
+        setattr(parameter, ROWS_ONLY, True)  # no weight decay: it would move the other rows
+        parameter.register_hook(lambda grad, keep=keep, shape=shape: grad * keep.to(grad.device).view(shape))

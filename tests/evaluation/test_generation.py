@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lab.evaluation.generation import draw_all, psnr, reconstruct
 from lab.evaluation.judging import judge_accuracy, load_judge, reconstruction_metrics
 from lab.models.arm import Arm
+from lab.models.autoencoder import ImageAutoencoder
 from lab.registry import build
 from lab.scenes.judge import Judge, train_judge
 from lab.scenes.tasks import SceneTasks
@@ -77,25 +78,23 @@ def test_real_images_are_those_the_samples_ask_for(arm: Arm, held_out: SceneTask
 
 def test_a_perfect_pair_rebuilds_all(held_out: SceneTasks) -> None:
     pixels = torch.from_numpy(held_out.split.pixels(np.arange(10)))
-    assert torch.equal(reconstruct(Perfect(), Perfect(), pixels, seed=0), pixels)
+    assert torch.equal(reconstruct(ImageAutoencoder(Perfect(), None, Perfect()), pixels, seed=0), pixels)
 
 
 def test_rebuilt_images_are_judged_like_real_ones(tasks: SceneTasks, held_out: SceneTasks) -> None:
     judge = train_judge(tasks.split, steps=60, batch_size=32, learning_rate=3e-3, seed=0)
     honest = judge_accuracy(judge, held_out.split)
     assert honest.keys() == {"judge/digit", "judge/colour", "judge/place", "judge/scene"}
-    rebuilt = reconstruction_metrics(Perfect(), Perfect(), judge, held_out.split, count=1000, seed=0)
+    rebuilt = reconstruction_metrics(
+        ImageAutoencoder(Perfect(), None, Perfect()), judge, held_out.split, count=1000, seed=0
+    )
     assert rebuilt["reconstruction/psnr"] == pytest.approx(100)
     assert rebuilt["reconstruction/digit"] == pytest.approx(honest["judge/digit"])
     assert rebuilt["reconstruction/scene"] == pytest.approx(honest["judge/scene"])
-    blurred = reconstruction_metrics(
-        build("encoder", {"name": "patches", "dim": 24}, 32).eval(),
-        build("image_decoder", {"name": "transformer", "dim": 32}, 24, 16, 32).eval(),
-        judge,
-        held_out.split,
-        count=20,
-        seed=0,
-    )
+    encoder = build("encoder", {"name": "patches", "dim": 24}, 32)
+    image_decoder = build("image_decoder", {"name": "transformer", "dim": 32}, 24, 16, 32)
+    autoencoder = ImageAutoencoder(encoder, None, image_decoder).eval()
+    blurred = reconstruction_metrics(autoencoder, judge, held_out.split, count=20, seed=0)
     assert blurred["reconstruction/psnr"] < 40
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lab.config import load_params
-from lab.graph.stages import STAGES, code_of, parameters_of
+from lab.graph.stages import code_of, parameters_of, stages_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +56,7 @@ def test_each_stage_names_exactly_what_it_reads() -> None:
     for name, (keys, deps, outs) in declared.items():
         group, _, instance = name.partition("@")
         given = dict(zip(("connector", "mix"), instance.split("-"), strict=False)) if instance else {}
-        stage = STAGES[group]
+        stage = stages_of(params)[group]
         folder = f"{group}/{instance}".rstrip("/")
         assert keys == set(parameters_of(params, stage, given)), name
         code = {normpath(dep) for dep in deps if not dep.startswith(("output/", "metrics/"))}

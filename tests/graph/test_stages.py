@@ -126,7 +126,7 @@ def test_a_failed_stage_leaves_what_was_there(
         (context.out / "half").write_text("half")
         raise LabError("no")
 
-    monkeypatch.setitem(STAGES, "judge", replace(STAGES["judge"], run=fails))
+    monkeypatch.setitem(STAGES, "judge", fails)
     assert complaint("judge") == "no"
     assert {path: path.read_bytes() for path in (folder / "output" / "judge").iterdir()} == before
     monkeypatch.undo()

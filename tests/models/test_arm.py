@@ -18,6 +18,12 @@ from lab.models.store import load_component, save_component
 from lab.registry import build
 from lab.scenes.tasks import SceneTasks
 
+
+def trained(folder: Path) -> dict[str, Path]:
+    """What earlier stages left."""
+    return {role: folder / role for role in ("encoder", "text_decoder")}
+
+
 SMOKE = Path(__file__).parents[2] / "experiments" / "ablations" / "smoke" / "params.yaml"
 
 
@@ -54,7 +60,7 @@ def test_adapters_are_zero_at_the_start(new_arm: Callable[..., Arm], tmp_path: P
     params = load_params(
         SMOKE, ["encoder=patches", "encoder.dim=24", *(f"text_decoder.{one}" for one in settings)]
     )
-    arm = start_arm(params, "linear", tmp_path / "encoder", tmp_path / "text_decoder", seed=0)
+    arm = start_arm(params, "linear", trained(tmp_path), [])
     decoder = arm.model.text_decoder.eval()
     adapters = decoder.adapter_parameters()
     assert adapters
@@ -74,9 +80,9 @@ def test_a_seed_makes_the_fresh_parts(new_arm: Callable[..., Arm], tmp_path: Pat
     for role in ("encoder", "text_decoder"):
         save_component(tmp_path / role, role, *base.built[role], getattr(base.model, role))
     base.tokenizer.save(tmp_path / "text_decoder" / TOKENIZER)
-    params = load_params(SMOKE)
     made = [
-        start_arm(params, "q_former", tmp_path / "encoder", tmp_path / "text_decoder", s) for s in (0, 0, 1)
+        start_arm(load_params(SMOKE, [f"seed={seed}"]), "q_former", trained(tmp_path), [])
+        for seed in (0, 0, 1)
     ]
     one, two, other = (torch.cat([p.flatten() for p in arm.model.connector.parameters()]) for arm in made)
     assert torch.equal(one, two)

@@ -19,11 +19,19 @@ from lab.models.unified import positions_of
 from lab.samples.batch import Batch
 from lab.samples.segments import EOS, IMAGE_START, Sample, Segment, answer, image, question
 
-CONNECTORS: dict[str, dict[str, Any]] = {
+RESAMPLER = {"name": "perceiver", "num_latents": 5, "depth": 1}
+SYSTEMS: dict[str, dict[str, Any]] = {
     "linear": {},
-    "mlp": {},
-    "q_former": {"num_queries": 5, "dim": 32, "depth": 1},
-    "perceiver": {"num_latents": 5, "depth": 1},
+    "mlp": {"connector": {"name": "mlp"}},
+    "q_former": {"connector": {"name": "q_former", "num_queries": 5, "dim": 32, "depth": 1}},
+    "question": {
+        "connector": {"name": "q_former", "num_queries": 5, "dim": 32, "depth": 1, "instruction": True}
+    },
+    "perceiver": {"connector": RESAMPLER},
+    "block": {"fusion": {"name": "sequence", "bidirectional": True, "one_position": True}},
+    "cross_attention": {"connector": RESAMPLER, "fusion": {"name": "cross_attention", "num_heads": 2}},
+    "prefix": {"connector": RESAMPLER, "fusion": {"name": "prefix", "num_heads": 2}},
+    "one_space": {"targets": "connector", "visual_head": {"name": "regression", "feedback": "shared"}},
 }
 START, END = Segment(text="<bos>"), Segment(text=EOS, supervised=True)
 
@@ -50,10 +58,14 @@ def rows() -> dict[str, Sample]:
     return {sample.task: replace(sample, id=sample.task) for sample in listed}
 
 
-@pytest.fixture(params=CONNECTORS)
+@pytest.fixture(params=SYSTEMS)
 def arm(request: pytest.FixtureRequest, new_arm: Callable[..., Arm]) -> Arm:
-    made = new_arm(connector={"name": request.param, **CONNECTORS[request.param]})
+    made = new_arm(**SYSTEMS[request.param])
     made.model.eval()
+    with torch.no_grad():
+        for name, parameter in made.model.fusion.named_parameters():
+            if "gate" in name:
+                parameter.fill_(0.5)  # at 0 nothing would be read
     return made
 
 
@@ -70,7 +82,7 @@ def batch_of(arm: Arm, *samples: Sample, left: bool = False) -> Batch:
 
 @torch.no_grad()
 def states(arm: Arm, batch: Batch) -> Tensor:
-    return arm.model.states(batch, arm.model.targets(batch))
+    return arm.model.states(batch, arm.model.slot_inputs(arm.model.targets(batch))[0])
 
 
 def test_a_later_word_changes_no_earlier_state(arm: Arm) -> None:
@@ -95,7 +107,9 @@ def test_a_later_picture_changes_no_earlier_state(arm: Arm, kind: str) -> None:
     before = states(arm, batch)
     name = f"pixels_{kind}"
     after = states(arm, replace(batch, **{name: 1 - getattr(batch, name)}))
-    first = int(getattr(batch, kind)[0].nonzero()[0])
+    # outside the sequence an image is read from its first mark on
+    place = batch.image[0] >= 0 if kind == "read" else batch.drawn[0]
+    first = int(place.nonzero()[0]) + (kind == "read" and arm.model.fusion.in_sequence)
     torch.testing.assert_close(after[:, :first], before[:, :first], rtol=0, atol=1e-6)
     assert (after[:, first:] - before[:, first:]).abs().amax(dim=2).min() > 0  # and every later one
 
@@ -183,12 +197,12 @@ def test_drawn_tokens_equal_a_teacher_forced_pass(arm: Arm) -> None:
             i for i, part in enumerate(sample.segments) if part.supervised and part.pixels is not None
         )
         prompts.append(replace(sample, segments=(*sample.segments[:place], Segment(text=IMAGE_START))))
-    free = generate_image_tokens(arm.model, batch_of(arm, *prompts, left=True))  # (2, N, D_v)
-    assert free.shape == (2, arm.model.encoder.num_tokens, arm.model.encoder.dim)
+    free = generate_image_tokens(arm.model, batch_of(arm, *prompts, left=True), [0, 1])  # (2, N, D_v)
+    assert free.shape == arm.model.targets(batch_of(arm, *chosen)).shape
     batch = batch_of(arm, *chosen)
     with torch.no_grad():
-        found = arm.model.states(batch, free)
-        before, owner = arm.model._before_drawn(batch, found, free.shape[1])
+        found = arm.model.states(batch, arm.model.slot_inputs(free)[0])
+        before, owner = arm.model.at_slots(batch, found)
         torch.testing.assert_close(arm.model.visual_head(before), free, rtol=1e-4, atol=1e-4)
     assert owner.tolist() == [0, 1]
 

@@ -76,6 +76,7 @@ def training(
 def make(
     kind: str, new_arm: Callable[..., Arm], tasks: SceneTasks, tokenizer: Tokenizer
 ) -> tuple[Any, Any, Any]:
+    from lab.models.autoencoder import ImageAutoencoder
     from lab.models.contrastive import ContrastiveModel
     from lab.registry import build
     from lab.samples.mixture import Mixture
@@ -91,7 +92,6 @@ def make(
     collate = arm.collate(tuple(tasks.tasks))
     match kind:
         case "unified":  # with everything that draws random numbers
-            arm.model.own_feedback = 0.5
             arm.model.eval()  # as arms are loaded
             roles = ["connector", "text_decoder", "visual_head"]
             module = UnifiedTraining(arm.model, roles, 1.0, **SCHEDULE)
@@ -107,6 +107,7 @@ def make(
             return ContrastivePretraining(model, weights, **SCHEDULE), Rows(40, seed=0), regions
         case "image":
             decoder = build("image_decoder", {"name": "transformer", "dim": 32}, 24, 16, 32)
-            module = ImageDecoderTraining(decoder, arm.model.encoder, 0.1, **SCHEDULE)
+            autoencoder = ImageAutoencoder(arm.model.encoder, None, decoder)
+            module = ImageDecoderTraining(autoencoder, 0.1, ["image_decoder"], **SCHEDULE)
             return module, Rows(40, seed=0), PixelCollate(tasks.split)
     raise AssertionError(kind)

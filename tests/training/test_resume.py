@@ -191,6 +191,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
 @pytest.fixture
 def _signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

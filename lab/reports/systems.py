@@ -1,0 +1,75 @@
+"""What the published systems reached in their small size, as a table for the documentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.errors import LabError
+from lab.graph.system import names
+from lab.reports.measures import MEASURES, Measure
+
+SHOWN = (
+    "understanding/vqa",
+    "understanding/caption",
+    "understanding/grounding",
+    "generation/digit",
+    "generation/scene",
+)
+
+
+def systems_table(folder: Path) -> str:
+    """The newest run of every small system in a folder, as a Markdown table.
+
+    Args:
+        folder: where `lab train` was called.
+
+    Raises:
+        LabError: no system was trained there.
+    """
+    measures = [measure for name in SHOWN for measure in MEASURES if measure.name == name]
+    heads = ["system", "trained parameters", *(f"{measure.label} %" for measure in measures), "minutes"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    rows = [(name, run) for name in names() if (run := _newest(folder, name)) is not None]
+    if not rows:
+        raise LabError(f"{folder / '.lab' / 'arms'}: no system was trained here; run `lab train SYSTEM.yaml`")
+    for name, run in rows:
+        result = json.loads(next((run / "metrics" / "evaluate").glob("*.json")).read_text())
+        stages = [json.loads(file.read_text()) for file in sorted((run / "metrics").rglob("*.json"))]
+        parameters = sum(stage.get("cost/trained_parameters", 0) for stage in _last(run))
+        cells = [f"{parameters / 1e3:,.0f}K", *(_cell(result, measure) for measure in measures)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_seconds(stages) / 60:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _newest(folder: Path, name: str) -> Path | None:
+    """The folder of a system's last finished run."""
+    runs = []
+    for run in (folder / ".lab" / "arms").glob(f"{name}-*"):
+        results = list((run / "metrics" / "evaluate").glob("*.json"))
+        if results and yaml.safe_load((run / "params.yaml").read_text())["system"] == name:
+            runs.append((results[0].stat().st_mtime, run))
+    return max(runs)[1] if runs else None
+
+
+def _last(run: Path) -> list[dict[str, Any]]:
+    """Metrics of the last joint stage."""
+    return [json.loads(file.read_text()) for file in (run / "metrics" / "instruct").glob("*.json")]
+
+
+def _cell(result: Mapping[str, Any], measure: Measure) -> str:
+    """The value, and in brackets that before training."""
+    value = result["metrics"].get(measure.name)
+    before = result["metrics"].get(f"untrained/{measure.name}")
+    if value is None:
+        return ""
+    return measure.show(value) + (f" ({measure.show(before)})" if before is not None else "")
+
+
+def _seconds(stages: list[dict[str, Any]]) -> float:
+    """What all stages of a run took, those that it shares with others included."""
+    return float(sum(stage.get("metrics", stage).get("cost/train_seconds", 0.0) for stage in stages))
