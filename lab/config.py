@@ -14,7 +14,17 @@ from lab.models.compatibility import mistakes_of
 from lab.registry import check, words
 
 # of lab/scenes/tasks.py, whose import takes seconds
-TASKS = ("caption", "inventory", "vqa", "text_to_image", "edit", "interleaved", "text", "documents")
+TASKS = (
+    "caption",
+    "inventory",
+    "vqa",
+    "text_to_image",
+    "edit",
+    "interleaved",
+    "text",
+    "documents",
+    "listing",
+)
 LOCATION_TASKS = ("ground", "refer", "grounded_caption")  # of a world with location words alone
 DRAWING = ("text_to_image", "edit", "interleaved")  # tasks that need a visual head
 ROLES = ("encoder", "connector", "text_decoder", "fusion", "visual_head")  # of the unified model

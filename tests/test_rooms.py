@@ -17,6 +17,7 @@ FLOORS = {
     "cli": 3,
     **dict.fromkeys(("graph", "search", "reports"), 2),
     **dict.fromkeys(("training", "evaluation", "tracking"), 1),
+    "exchange": 1,
     **dict.fromkeys(("models", "samples", "scenes"), 0),
 }
 HARNESS = {"lab", "pytorch_lightning", "lightning", "mlflow", "optuna", "dvc", "omegaconf", "yaml"}

@@ -1,8 +1,8 @@
 """The stages of a pipeline: what each reads, and what it does.
 
 `dvc.yaml` calls them as `lab stage NAME [INSTANCE]` in the folder of a `params.yaml`. `stages_of` says what
-each stage of a recipe depends on; a test holds `dvc.yaml` to it. A part that a stage needs comes from the last
-stage before it that trained this part; where none did, it is made afresh.
+each stage of a recipe depends on; a test holds `dvc.yaml` to it. A part that a stage needs comes from the
+last stage before it that trained this part; where none did, it is made afresh.
 """
 
 from __future__ import annotations
@@ -626,7 +626,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
 
 
 def _untrained(context: Context, judge: Any) -> dict[str, float]:
-    """What a published system reaches before its first joint stage, on fewer samples: what training is for."""
+    """What a published system reaches before its first joint stage, on fewer samples."""
     from lab.evaluation.arm import evaluate_arm
     from lab.models.arm import new_arm
 

@@ -64,7 +64,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
 
     folder = find_arm(run)
     arm = load_arm(folder)
-    image_decoder = load_component(_image_decoder(folder.parents[1]))
+    image_decoder = load_component(image_decoder_of(folder.parents[1]))
     side = arm.model.encoder.image_size
     blank = image_segment(np.zeros((3, side, side), np.float32), supervised=True)
     words = question_segment(_known(arm.tokenizer, prompt))
@@ -78,7 +78,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
         raise LabError(f"{out}: cannot be written: {error}") from error
 
 
-def _image_decoder(output: Path) -> Path:
+def image_decoder_of(output: Path) -> Path:
     """Where an arm's image decoder is, below its outputs.
 
     Raises:
@@ -100,7 +100,12 @@ def _known(tokenizer: Tokenizer, text: str) -> str:
 
     words = text.lower().replace("?", " ?").replace(",", " ,").split()
     vocabulary = tokenizer.tokenizer.get_vocab()
-    if tokenizer.tokenizer.unk_token is None and "<user>" in vocabulary:
+    backend = getattr(tokenizer.tokenizer, "backend_tokenizer", None)
+    # one token a word, and no unknown one; other tokenizers split the words that they do not know
+    if (
+        tokenizer.tokenizer.unk_token is None
+        and type(getattr(backend, "model", None)).__name__ == "WordLevel"
+    ):
         plain = {word for word in vocabulary if not word.startswith("<")}
         for word in words:
             if word not in plain:

@@ -364,6 +364,11 @@ PARTS: _Rules = (
     ),
     # -- connectors ------------------------------------------------------------------------------------------
     (
+        lambda c: c.connector["instruction"] and c.foreign_width,
+        "{c.connector}: with instruction it reads words, of width {c.width}, and makes tokens as wide, but "
+        "{c.fusion} has dim_visual {c.foreign_width}; leave dim_visual out, or choose instruction: false",
+    ),
+    (
         lambda c: c.connector.word in GRIDDED and not _square(c.tokens_encoded),
         "{c.connector} needs a square grid, but {c.encoder} gives {c.tokens_encoded} tokens; choose "
         "connector perceiver, which takes any number",

@@ -1,4 +1,4 @@
-"""One model that reads and draws: encoder, connector, text decoder, fusion and visual head around one sequence."""
+"""One model that reads and draws: the parts of a system around one sequence."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ class UnifiedModel(nn.Module):
             visual_head.share(self._shared())  # type: ignore[attr-defined]
 
     def _shared(self) -> Any:
-        """What embeds drawn tokens (B, n, D_v), from number `first` on, where the head does not do so itself."""
+        """What embeds drawn tokens (B, n, D_v), number `first` and on, if the head does not do so itself."""
         if self.target_space == "connector":
             return _as_they_are  # the language model reads and writes one space
         if not getattr(self.connector, "per_token", False):
             raise LabError(
-                "visual_head: feedback is shared with the connector, which has to map every token by itself, as "
-                "linear and mlp do; choose one of these, targets: connector, or feedback: own"
+                "visual_head: feedback is shared with the connector, which has to map every token by itself, "
+                "as linear and mlp do; choose one of these, targets: connector, or feedback: own"
             )
         return self.connector
 

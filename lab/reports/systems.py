@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lab.errors import LabError
-from lab.graph.system import names
+from lab.graph.system import find, names, read_system
 from lab.reports.measures import MEASURES, Measure
 
 SHOWN = (
@@ -32,8 +32,8 @@ def systems_table(folder: Path) -> str:
         LabError: no system was trained there.
     """
     measures = [measure for name in SHOWN for measure in MEASURES if measure.name == name]
-    heads = ["system", "trained parameters", *(f"{measure.label} %" for measure in measures), "minutes"]
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    heads = ["system", "trained", *(f"{measure.label} %" for measure in measures), "minutes", "status"]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
     rows = [(name, run) for name in names() if (run := _newest(folder, name)) is not None]
     if not rows:
         raise LabError(f"{folder / '.lab' / 'arms'}: no system was trained here; run `lab train SYSTEM.yaml`")
@@ -41,9 +41,36 @@ def systems_table(folder: Path) -> str:
         result = json.loads(next((run / "metrics" / "evaluate").glob("*.json")).read_text())
         stages = [json.loads(file.read_text()) for file in sorted((run / "metrics").rglob("*.json"))]
         parameters = sum(stage.get("cost/trained_parameters", 0) for stage in _last(run))
-        cells = [f"{parameters / 1e3:,.0f}K", *(_cell(result, measure) for measure in measures)]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_seconds(stages) / 60:.1f} |")
+        claims = read_system(find(name)).claims
+        shown = [measure for measure in measures if measure.label != "box" or "grounding" in claims]
+        cells = [f"{parameters / 1e3:,.0f}K"]
+        cells += [_cell(result, measure) if measure in shown else "" for measure in measures]
+        cells += [f"{_seconds(stages) / 60:.1f}", _status(claims, result)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _status(claims: Sequence[str], result: Mapping[str, Any]) -> str:
+    """Which claims hold: whether the 95% interval lies above chance and above the system before training."""
+    held: list[str] = []
+    failed: list[str] = []
+    for claim in claims:
+        if claim not in _CLAIMED:
+            continue
+        name, chance = _CLAIMED[claim]
+        low = result["intervals"].get(name, [0.0])[0]
+        bar = max(result["chance"].get(name, chance), result["metrics"].get(f"untrained/{name}", 0.0))
+        (held if low > bar else failed).append(claim)
+    words = [f"beats chance in {' and '.join(held)}"] if held else []
+    return ", ".join([*words, *(f"not in {claim}" for claim in failed)])
+
+
+# claim -> the measure that decides, and its chance level where the evaluation states none
+_CLAIMED = {
+    "understanding": ("understanding/vqa", 1.0),
+    "generation": ("generation/digit", 0.1),  # a digit out of ten
+    "grounding": ("understanding/grounding", 1.0),
+}
 
 
 def _newest(folder: Path, name: str) -> Path | None:

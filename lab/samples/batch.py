@@ -21,7 +21,7 @@ class Batch:
 
     An image takes `<image_start>`, its visual tokens and `<image_end>`. Images that the model reads are
     marked in `read`, images that it has to draw in `drawn`; both kinds are listed in row-major order. Where
-    visual tokens stay outside the sequence (cross-attention), an image that is read takes its two marks alone.
+    visual tokens stay outside the sequence (cross-attention), an image that is read takes its marks alone.
 
     Attributes:
         ids: (B, T) int64; the pad id where a visual token or padding stands.
@@ -77,7 +77,7 @@ class Collate:
 
     Args:
         tokenizer: text to ids.
-        tokens_read: positions of an image that is read: M, or 0 where visual tokens stay outside the sequence.
+        tokens_read: positions of an image that is read: M, or 0 where its tokens stay outside the sequence.
         tokens_drawn: S, positions of an image that is drawn (the visual head says how many).
         tasks: names of all tasks that may occur.
         left: pad on the left (for generation) instead of the right.

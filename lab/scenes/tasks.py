@@ -9,6 +9,7 @@
 | edit | image, instruction | plan, edited image |
 | interleaved | image, description of a second scene | caption of the first, plan and image of the second |
 | documents | two or three images | a caption after each |
+| listing | image, prompt | every place, with what is there |
 | text | description, questions and requests about it | answers, captions, inventories, listings |
 | ground | image, several requests for the box of a digit | boxes |
 | refer | image, several questions about what is in a box | colours and digits |
@@ -58,6 +59,7 @@ class SceneTasks:
             "interleaved": self._interleaved,
             "text": self._text,
             "documents": self._documents,
+            "listing": self._listing,
         }
         if split.world.locations:  # last: a task's place in this order is part of the seed of its samples
             self.tasks |= {
@@ -165,6 +167,12 @@ class SceneTasks:
         for one in (scene, *others):
             segments += [self._image(one), answer(self.language.caption(self._things(one)))]
         return tuple(segments)
+
+    def _listing(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        prompt = _pick(self.language.LISTING_PROMPTS, rng)
+        return self._image(scene), question(prompt), answer(self.language.listing(things))
 
     def _text(
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator

@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "transformer": {"dim": 32},
     "diffusion": {"dim": 32, "depth": 2},
     "detokenizer": {"dim": 32, "depth": 1, "image_dim": 32, "pixel_settings": {"dim": 32}},
+    "stable_diffusion": {"path": "stable_diffusion", "num_queries": 5, "dim": 32, "depth": 1, "steps": 2},
     "visual_head/diffusion": {"width": 32, "steps": 3},
     "flow": {"steps": 3},
 }
@@ -51,6 +52,37 @@ TOWER = {
     "patch_size": 8,
 }
 DECODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def stable_diffusion(folder: Path) -> Any:
+    """A tiny pipeline of diffusers for images of 16 px; its tokenizer knows two letters."""
+    import diffusers
+    import transformers as hf
+
+    (folder / "vocab.json").write_text('{"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = hf.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=7)
+    text = {"vocab_size": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, **DECODER}
+    vae = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    return diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(block_out_channels=[8, 16], norm_num_groups=4, **vae),
+        text_encoder=hf.CLIPTextModel(hf.CLIPTextConfig(max_position_embeddings=7, **text)),
+        tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=[16, 32],
+            layers_per_block=1,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -95,6 +127,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
             case "gemma2":
                 small = {"vocab_size": 40, "num_key_value_heads": 1, "head_dim": 16, **DECODER}
                 return hf.Gemma2ForCausalLM(hf.Gemma2Config(final_logit_softcapping=1e-3, **small))
+            case "stable_diffusion":
+                return stable_diffusion(folder)
         raise AssertionError(family)
 
     folder = tmp_path_factory.mktemp("checkpoints")

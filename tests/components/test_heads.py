@@ -24,6 +24,7 @@ CODEBOOK = torch.randn(CODES, WIDTH, generator=torch.Generator().manual_seed(4))
 
 def head_of(word: str, dim: int = D, **settings: Any) -> Any:
     """A head in eval mode that has seen a sample of tokens."""
+    settings = {"codes": CODES, **settings} if word == "codebook" else settings
     head = build("visual_head", {"name": word, **settings}, dim, WIDTH, N).eval()
     head.prepare(TOKENS, CODEBOOK)
     return head

@@ -1,4 +1,4 @@
-"""A part outside the checkout: what docs/components.md shows trains and answers, and nothing here is touched."""
+"""A part outside the checkout: what docs/components.md shows trains, and nothing here is touched."""
 
 from __future__ import annotations
 
