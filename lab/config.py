@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from lab.errors import LabError, nearest
 from lab.models.compatibility import mistakes_of
-from lab.registry import check, words
+from lab.registry import check, describe, words
 
 # of lab/scenes/tasks.py, whose import takes seconds
 TASKS = (
@@ -211,6 +211,11 @@ class Params:
         if section is None:
             raise LabError(f"stages.{stage}: missing, though the recipe has this stage")
         return section
+
+    def setting(self, role: str, word: str, name: str) -> Any:
+        """A setting of a component, its default where none is stated, None where it has no such setting."""
+        defaults = {parameter.name: parameter.default for parameter in describe(role, word).parameters}
+        return self.spec(role, word).get(name, defaults.get(name))
 
     def spec(self, role: str, word: str) -> dict[str, Any]:
         """The component's specification: its name and settings."""

@@ -140,8 +140,20 @@ def test_a_mistake_is_named(tree: dict[str, Any], key: str, value: Any, expected
 
 def test_every_trainable_part_can_be_trained(tree: dict[str, Any]) -> None:
     tree["settings"]["text_decoder"]["llama"]["lora_rank"] = 2
+    tree["settings"]["fusion"]["cross_attention"] = {"every": 1}
+    tree["recipe"] = [
+        "data",
+        "judge",
+        "encoder",
+        "text_decoder",
+        "align",
+        "instruct",
+        "image_decoder",
+        "evaluate",
+    ]
     for part in (*ROLES, "text_decoder.lora", "text_decoder.*norm*", "connector.project.*"):
         recipe = {**tree["stages"]["align"], "trainable": [part], "learning_rate": dict.fromkeys(ROLES, 1e-3)}
+        tree["fusion"] = "cross_attention" if part == "fusion" else "sequence"
         check_params(put(tree, "stages.align", recipe))
 
 

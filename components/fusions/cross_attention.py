@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +95,11 @@ class _Block(nn.Module):
         self.value = nn.Linear(dim_visual, inner, bias=False)
         self.out = nn.Linear(inner, dim, bias=False)
         # the usual deviations make attention all but uniform at widths near 100
-        for layer, gain in ((self.query, 2.0), (self.key, 2.0), (self.value, 1.0), (self.out, 1.0)):
+        for layer, gain in ((self.query, 2.0), (self.key, 2.0), (self.value, 1.0)):
             nn.init.xavier_normal_(layer.weight, gain)
+        # small: what a closed gate learns from is then soon what was learned, not what was drawn at random,
+        # or its sign keeps changing and it never opens
+        nn.init.normal_(self.out.weight, std=0.01)
         self.gate_attention = nn.Parameter(torch.zeros(1))
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim),
@@ -104,6 +107,7 @@ class _Block(nn.Module):
             nn.GELU() if activation == "gelu" else _SquaredReLU(),
             nn.Linear(hidden, dim, bias=False),
         )
+        nn.init.normal_(cast(nn.Linear, self.mlp[-1]).weight, std=0.01)
         self.gate_mlp = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, tokens: Tensor, image: Tensor) -> Tensor:

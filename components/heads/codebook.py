@@ -47,7 +47,7 @@ class Codebook(Autoregression):
         dim_target: int,
         num_tokens: int,
         *,
-        codes: int = 256,
+        codes: int = 1024,
         temperature: float = 1.0,
         top_k: int = 0,
         z_loss: float = 0.0,

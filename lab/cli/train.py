@@ -13,7 +13,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DECLARATION|KEY=VALUE",
         nargs="*",
         default=[],
-        help="a YAML file with what differs from params.yaml; single settings: connector=perceiver",
+        help="a published system (experiments/systems/NAME.yaml) or a YAML file with what differs from "
+        "params.yaml; single settings: connector=perceiver",
     )
 
 

@@ -50,6 +50,11 @@ def small_params(system: System, path: Path, overrides: list[str]) -> Params:
         if key not in _KEYS:
             raise LabError(f"{path}: unknown key 'small.{key}'{nearest(str(key), _KEYS)}")
     small = deepcopy(system.small)
+    for key in ("mix", "stages", "world", "data"):
+        if not isinstance(small.get(key, {}), Mapping):
+            raise LabError(f"{path}: small.{key}: expected a mapping, not {small[key]!r}")
+    if not isinstance(small.get("recipe", []), list):
+        raise LabError(f"{path}: small.recipe: expected a list of stages, not {small['recipe']!r}")
     for role in ROLES:
         if role in small:
             _choose(tree, role, small[role], path)

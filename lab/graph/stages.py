@@ -422,7 +422,7 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     settings, params = context.params.fitted("text_decoder"), context.params
     tasks = context.tasks("train")
     spec = params.spec("text_decoder", params.text_decoder)
-    pretrained = spec.get("path")
+    pretrained = params.setting("text_decoder", params.text_decoder, "path")
     tokenizer = Tokenizer.load(pretrained) if pretrained else Tokenizer.of_words(tasks.language.vocabulary())
     spec = unadapted(spec)
     args = (len(tokenizer),)
@@ -528,7 +528,7 @@ def _decoder_width(params: Params, trained: Mapping[str, Path]) -> int:
     """Width of the language model, where a stage needs that and nothing else of it."""
     from lab.models.store import load_component
 
-    stated = params.spec("text_decoder", params.text_decoder).get("dim")
+    stated = params.setting("text_decoder", params.text_decoder, "dim")
     return int(stated or load_component(trained["text_decoder"]).dim)
 
 

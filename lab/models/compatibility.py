@@ -232,8 +232,8 @@ class Combination:
 
     @cached_property
     def of_text_decoder(self) -> set[str]:
-        """What stages train of the language model: "" for all of it, or lora, a pattern of names, ..."""
-        entries = [part.partition(".") for parts in self.recipe.values() for part in parts]
+        """What trains of the language model with the others: "" for all of it, lora, a pattern of names."""
+        entries = [part.partition(".") for name in UNIFIED for part in self.recipe.get(name, ())]
         return {pattern for role, _, pattern in entries if role == "text_decoder"}
 
     @cached_property
@@ -411,7 +411,9 @@ PARTS: _Rules = (
 RECIPES: _Rules = (
     # -- the language model ----------------------------------------------------------------------------------
     (
-        lambda c: _random(c.text_decoder) and not c.of_text_decoder - set(ADDED),
+        lambda c: (
+            _random(c.text_decoder) and "text_decoder" not in c.recipe and not c.of_text_decoder - set(ADDED)
+        ),
         "{c.text_decoder}: its weights are random and no stage trains them, so there is no language to "
         "build on; add stage text_decoder, or text_decoder to a stage's trainable",
     ),

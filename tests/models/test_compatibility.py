@@ -159,7 +159,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = {
     "feedback by a resampler": (
         {**DRAW, "visual_head": {"name": "regression", "feedback": "shared"}, "connector": "mlp"},
         {"connector": "perceiver"},
-        "visual_head regression: feedback is shared with connector perceiver, which does not map tokens one by",
+        "visual_head regression: feedback is shared with connector perceiver, which does not map tokens",
         {"visual_head": {"name": "regression", "feedback": "own"}},
     ),
     "feedback of another width": (
@@ -169,7 +169,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = {
             "stages": trains(*ALL, "fusion"),
         },
         {"fusion": NARROW},
-        "visual_head diffusion: feedback is shared, but for fusion cross_attention the connector's tokens have",
+        "visual_head diffusion: feedback is shared, but for fusion cross_attention the connector's",
         {"fusion": "cross_attention"},
     ),
     "a token of each query": (
@@ -355,7 +355,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, dict[str, Any]]] = {
     "tokens that move on": (
         DRAW,
         {"stages": trains("encoder", *ALL)},
-        "recipe: instruct trains encoder after stage image_decoder, which has then learnt to read other tokens",
+        "recipe: instruct trains encoder after stage image_decoder, which has then learnt to read other",
         {"recipe": EMU},
     ),
     "tokens of a connector that move on": (
@@ -423,11 +423,9 @@ def test_all_is_named_at_once_and_once_for_all_arms() -> None:
     assert "no task 'vqaa'" in found
     assert "the tokens of encoder vit are continuous" in found
     assert "gates" not in found  # recipes are looked at when they are in order
-    wrong = [f"connector.{name}=3" for name in ("grid",)]
-    file = ROOT / "params.yaml"
-    arms = ["connectors=[pool, perceiver, linear]", "image_decoder=null"]
+    arms = ["connectors=[pool, perceiver, linear]", "connector.grid=3", "connector.mode=concat"]
     with pytest.raises(LabError) as caught:
-        load_params(file, [*arms, *wrong, "connector.mode=concat"])
+        load_params(ROOT / "params.yaml", [*arms, "image_decoder=null"])
     assert str(caught.value).count("connector pool cannot shrink") == 1
     assert str(caught.value).count("nothing turns its visual tokens into pixels") == 1
     assert "connector linear" not in str(caught.value)
@@ -436,7 +434,7 @@ def test_all_is_named_at_once_and_once_for_all_arms() -> None:
 def test_parts_of_ones_own_are_given_the_benefit_of_the_doubt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of words that it does not know the table asks nothing; the parts themselves refuse what they cannot do."""
+    """Of words that they do not know the tables ask nothing; parts refuse by themselves what they cannot."""
     for folder, arguments in (("encoders", "image_size"), ("connectors", "dim_in, dim_out, num_tokens_in")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(OWN.format(arguments=arguments))
