@@ -24,9 +24,10 @@ TASKS = (
     "text",
     "documents",
     "listing",
+    "draw",
 )
 LOCATION_TASKS = ("ground", "refer", "grounded_caption")  # of a world with location words alone
-DRAWING = ("text_to_image", "edit", "interleaved")  # tasks that need a visual head
+DRAWING = ("text_to_image", "edit", "interleaved", "draw")  # tasks that need a visual head
 ROLES = ("encoder", "connector", "text_decoder", "fusion", "visual_head")  # of the unified model
 _WORDS = (*ROLES, "image_decoder")
 RECIPE = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")

@@ -121,7 +121,7 @@ def test_all_wrong_words_are_named_at_once(tree: dict[str, Any]) -> None:
         ("mixes", {}, "mixes: each needs at least one"),
         ("connectors", [], "connectors and mixes: each needs at least one"),
         ("connectors", "linear", "'connectors' must be a list, not 'linear'"),
-        ("stages.align.mix", {"draw": 1.0}, "stages.align.mix: no task 'draw'"),
+        ("stages.align.mix", {"drawn": 1.0}, "stages.align.mix: no task 'drawn'"),
         ("stages.align.trainable", ["conector"], "no part 'conector' (did you mean 'connector'?)"),
         ("stages.align.trainable", ["encoder"], "stages.align.learning_rate: none for 'encoder'"),
         ("stages.instruct.trainable", ["text_decoder.lora"], "has no lora_rank"),

@@ -99,7 +99,7 @@ class _Block(nn.Module):
             nn.init.xavier_normal_(layer.weight, gain)
         # small: what a closed gate learns from is then soon what was learned, not what was drawn at random,
         # or its sign keeps changing and it never opens
-        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.normal_(self.out.weight, std=0.03)
         self.gate_attention = nn.Parameter(torch.zeros(1))
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim),
@@ -107,7 +107,7 @@ class _Block(nn.Module):
             nn.GELU() if activation == "gelu" else _SquaredReLU(),
             nn.Linear(hidden, dim, bias=False),
         )
-        nn.init.normal_(cast(nn.Linear, self.mlp[-1]).weight, std=0.01)
+        nn.init.normal_(cast(nn.Linear, self.mlp[-1]).weight, std=0.03)
         self.gate_mlp = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, tokens: Tensor, image: Tensor) -> Tensor:

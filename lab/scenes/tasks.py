@@ -10,6 +10,7 @@
 | interleaved | image, description of a second scene | caption of the first, plan and image of the second |
 | documents | two or three images | a caption after each |
 | listing | image, prompt | every place, with what is there |
+| draw | description | image, without a plan: what a frozen language model can be asked |
 | text | description, questions and requests about it | answers, captions, inventories, listings |
 | ground | image, several requests for the box of a digit | boxes |
 | refer | image, several questions about what is in a box | colours and digits |
@@ -67,6 +68,7 @@ class SceneTasks:
                 "refer": self._refer,
                 "grounded_caption": self._grounded_caption,
             }
+        self.tasks["draw"] = self._draw
 
     def __len__(self) -> int:
         return len(self.split.scenes)
@@ -173,6 +175,12 @@ class SceneTasks:
     ) -> tuple[Segment, ...]:
         prompt = _pick(self.language.LISTING_PROMPTS, rng)
         return self._image(scene), question(prompt), answer(self.language.listing(things))
+
+    def _draw(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        prompt = self.language.draw_prompt(things, rng)
+        return question(prompt), *self._drawn(scene)[1:]
 
     def _text(
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator

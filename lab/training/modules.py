@@ -29,8 +29,9 @@ class StageModule(pl.LightningModule):
 
     Args:
         model: what is trained.
-        learning_rates: parameter prefix (a role) -> peak learning rate; "" matches every parameter.
-            Parameters that match nothing, or whose `requires_grad` is False, are left alone.
+        learning_rates: how a parameter's name begins (a role, or a pattern such as `fusion.*gate`) -> peak
+            learning rate; the longest that matches counts, and "" matches every parameter. Parameters that
+            match nothing, or whose `requires_grad` is False, are left alone.
         steps: optimizer steps of the stage.
         warmup: steps of linear warm-up; a cosine down to 5% follows.
         weight_decay: of matrices; vectors and embeddings are not decayed.
@@ -72,7 +73,8 @@ class StageModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.model.named_parameters():
-            rates = [rate for prefix, rate in self.learning_rates.items() if name.startswith(prefix)]
+            matching = [start for start in self.learning_rates if fnmatchcase(name, f"{start}*")]
+            rates = [self.learning_rates[start] for start in sorted(matching, key=len, reverse=True)]
             if parameter.requires_grad and rates:
                 whole = not getattr(parameter, ROWS_ONLY, False)
                 decay = self.weight_decay if parameter.ndim > 1 and "embed" not in name and whole else 0.0

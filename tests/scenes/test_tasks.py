@@ -22,7 +22,7 @@ def test_equal_arguments_give_equal_samples(tasks: SceneTasks) -> None:
                 np.testing.assert_array_equal(first.pixels, second.pixels)
 
 
-@pytest.mark.parametrize("task", ["caption", "inventory", "vqa"])
+@pytest.mark.parametrize("task", ["caption", "inventory", "vqa", "listing"])
 def test_understanding_reads_the_image_and_produces_text_alone(tasks: SceneTasks, task: str) -> None:
     sample = tasks.sample(task, 7, 0)
     images = [segment for segment in sample.segments if segment.pixels is not None]
@@ -38,8 +38,28 @@ def test_text_holds_no_image(tasks: SceneTasks) -> None:
     assert all(segment.pixels is None for segment in tasks.sample("text", 3, 0).segments)
 
 
-def test_a_prompt_never_shows_the_image_to_draw(tasks: SceneTasks) -> None:
-    sample = tasks.sample("text_to_image", 7, 0)
+def test_a_document_captions_each_of_its_images(tasks: SceneTasks) -> None:
+    counts = set()
+    for row in range(20):
+        _, *segments = tasks.sample("documents", row, 0).segments
+        images, captions = segments[::2], segments[1::2]
+        counts.add(len(images))
+        assert all(image.pixels is not None and not image.supervised for image in images)
+        assert all(caption.text and caption.supervised for caption in captions)
+        assert captions[0].text == tasks.sample("caption", row, 0).segments[-1].text  # of its own image
+    assert counts == {2, 3}
+
+
+def test_a_plan_stands_before_the_image_but_where_none_is_asked_for(tasks: SceneTasks) -> None:
+    planned, at_once = (tasks.sample(task, 4, 0).segments for task in ("text_to_image", "draw"))
+    assert [segment.supervised for segment in planned] == [False, False, True, True, True]
+    assert [segment.supervised for segment in at_once] == [False, False, True, True]
+    assert at_once[2].pixels is not None
+
+
+@pytest.mark.parametrize("task", ["text_to_image", "draw"])
+def test_a_prompt_never_shows_the_image_to_draw(tasks: SceneTasks, task: str) -> None:
+    sample = tasks.sample(task, 7, 0)
     images = [segment for segment in sample.segments if segment.pixels is not None]
     assert [segment.supervised for segment in images] == [True]
     np.testing.assert_array_equal(images[0].pixels, tasks.split.pixels(np.array([7]))[0])

@@ -95,6 +95,40 @@ def test_roles_learn_at_their_own_rates(new_arm: Callable[..., Arm]) -> None:
     assert not found
 
 
+def test_a_pattern_has_a_rate_of_its_own(new_arm: Callable[..., Arm]) -> None:
+    arm = new_arm()
+    rates = {"connector": 1e-3, "connector.*bias": 5e-2}
+    schedule = {"learning_rates": rates, "steps": 4, "warmup": 0, "weight_decay": 0.0}
+    module = UnifiedTraining(arm.model, ["connector"], 1.0, **schedule)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    found = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    named = dict(arm.model.connector.named_parameters())
+    assert {found[id(p)] for name, p in named.items() if name.endswith("bias")} == {5e-2}
+    assert {found[id(p)] for name, p in named.items() if not name.endswith("bias")} == {1e-3}
+
+
+def test_marks_train_beside_a_frozen_language_model(
+    new_arm: Callable[..., Arm], tasks: SceneTasks, tmp_path: Path
+) -> None:
+    """Of embeddings and output layer two rows move, by gradient alone; decay leaves the others as they are."""
+    arm = new_arm()
+    marks = arm.image_marks
+    before = weights(arm.model)["text_decoder"]
+    schedule = {"learning_rates": {"text_decoder": 1e-2}, "steps": 3, "warmup": 0, "weight_decay": 0.5}
+    module = UnifiedTraining(arm.model, ["text_decoder.image_marks"], 1.0, marks, **schedule)
+    dataset = Mixture(tasks, MIX, 24, 0)
+    settings = FitSettings(3, 8, "32-true", 1.0, 3, 100)
+    fit(module, dataset, arm.collate(tuple(tasks.tasks)), settings, tmp_path, "test")
+    moved = {
+        name: (before[name] != value).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        for name, value in weights(arm.model)["text_decoder"].items()
+        if not torch.equal(before[name], value)
+    }
+    assert moved
+    assert all(set(rows) <= set(marks) for rows in moved.values())
+    assert any(set(rows) == set(marks) for rows in moved.values())
+
+
 @pytest.mark.parametrize(
     ("trainable", "rates", "message"),
     [
