@@ -248,13 +248,13 @@ def parameters_of(params: Params, stage: Stage, given: Mapping[str, str]) -> dic
 def identified_by(params: Params, name: str, given: Mapping[str, str]) -> dict[str, Any]:
     """What of a stage's parameters its identity follows from: what it reads, less what it has no use for.
 
-    A language model is pretrained without the adapters that later stages give it, so arms that differ in
-    these share its pretraining.
+    A language model is pretrained without the adapters that later stages give it, and stages before it is
+    joined to images look at its width alone, so arms that differ in adapters share all of these.
     """
     from lab.models.arm import unadapted
 
     found = parameters_of(params, stages_of(params)[name], given)
-    if name == "text_decoder":
+    if name in ("text_decoder", "image_decoder", "represent") and "text_decoder" in found:
         key = f"settings.text_decoder.{params.text_decoder}"
         found[key] = unadapted(found[key])
     return found
