@@ -22,6 +22,12 @@ DRAWS = {
     "image_decoder": "transformer",
     "targets": "connector",
 }
+LORA = {"name": "llama", "lora_rank": 4}
+TOKENIZER = {
+    "image_decoder": {"trainable": ["connector", "image_decoder"]},
+    "align": None,
+    "instruct": {"trainable": ["text_decoder", "visual_head"]},
+}
 
 
 @pytest.fixture
@@ -102,6 +108,12 @@ def test_adapters_share_the_pretraining_of_the_language_model(declare: Declare) 
         for params in (plain, lora, deeper)
     ]
     assert pretrained[0] == pretrained[1] != pretrained[2]
+    tokenizers = [
+        json.dumps(identified_by(declare(connector="causal_transformer", **DRAWS, **more), name, given))
+        for name, given in [("image_decoder", {"connector": "causal_transformer"})]
+        for more in ({"stages": TOKENIZER}, {"stages": TOKENIZER, "text_decoder": LORA})
+    ]
+    assert tokenizers[0] == tokenizers[1]
     given = {"connector": "linear", "mix": "mine"}
     assert identified_by(plain, "instruct", given) != identified_by(lora, "instruct", given)
 

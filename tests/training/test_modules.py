@@ -110,7 +110,7 @@ def test_a_pattern_has_a_rate_of_its_own(new_arm: Callable[..., Arm]) -> None:
 def test_marks_train_beside_a_frozen_language_model(
     new_arm: Callable[..., Arm], tasks: SceneTasks, tmp_path: Path
 ) -> None:
-    """Of embeddings and output layer two rows move, by gradient alone; decay leaves the others as they are."""
+    """Of embeddings and output layer two rows move; weight decay leaves the others as they are."""
     arm = new_arm()
     marks = arm.image_marks
     before = weights(arm.model)["text_decoder"]
