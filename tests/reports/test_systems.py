@@ -70,7 +70,14 @@ def test_each_claim_is_judged_by_itself(tmp_path: Path) -> None:
         intervals={"understanding/vqa": [0.7, 0.9], "generation/digit": [0.08, 0.14]},
         chance={"understanding/vqa": 0.3},
     )
-    assert cells(systems_table(tmp_path), "gill")[-1] == "beats chance in understanding, not in generation"
+    assert cells(systems_table(tmp_path), "gill")[-1] == "beats chance in understanding; not in generation"
+
+
+def test_colours_are_generation_too(tmp_path: Path) -> None:
+    intervals = {"generation/digit": [0.05, 0.15], "generation/colour": [0.6, 0.7]}
+    write_run(tmp_path, "mar", "1", metrics={"generation/digit": 0.1}, intervals=intervals)
+    table = systems_table(tmp_path)
+    assert cells(table, "mar")[-1] == "beats chance in generation (colours, not digits)"
 
 
 def test_the_last_run_counts_and_unfinished_ones_do_not(tmp_path: Path) -> None:
