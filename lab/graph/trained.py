@@ -84,7 +84,9 @@ def image_decoder_of(output: Path) -> Path:
     Raises:
         LabError: the system has none.
     """
-    for config in sorted(output.glob("image_decoder/**/config.json")):
+    # below its stage, or below the stage's instance; both may be links, which `**` does not follow
+    places = [output / "image_decoder" / "config.json", *sorted(output.glob("image_decoder/*/config.json"))]
+    for config in filter(Path.exists, places):
         if json.loads(config.read_text())["role"] == "image_decoder":
             return config.parent
     raise LabError(f"{output}: no image decoder there; this arm answers questions, but draws nothing")

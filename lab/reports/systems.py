@@ -36,10 +36,13 @@ def systems_table(folder: Path) -> str:
     measures = [measure for name in SHOWN for measure in MEASURES if measure.name == name]
     heads = ["system", "trained", *(f"{measure.label} %" for measure in measures), "minutes", "status"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
-    rows = [(name, run) for name in names() if (run := _newest(folder, name)) is not None]
-    if not rows:
+    rows = [(name, _newest(folder, name)) for name in names()]
+    if all(run is None for _, run in rows):
         raise LabError(f"{folder / '.lab' / 'arms'}: no system was trained here; run `lab train SYSTEM.yaml`")
     for name, run in rows:
+        if run is None:
+            lines.append(f"| {name} | {'| ' * (len(heads) - 2)}not trained here |")
+            continue
         result = json.loads(next((run / "metrics" / "evaluate").glob("*.json")).read_text())
         stages = [json.loads(file.read_text()) for file in sorted((run / "metrics").rglob("*.json"))]
         parameters = sum(stage.get("cost/trained_parameters", 0) for stage in _last(run))

@@ -43,6 +43,7 @@ def test_a_row_says_what_was_reached_and_from_where(tmp_path: Path) -> None:
     )
     row = cells(systems_table(tmp_path), "llava")
     assert row[:3] == ["llava", "12K", "90.0 (20.0)"]
+    assert cells(systems_table(tmp_path), "emu") == ["emu", *[""] * (len(row) - 2), "not trained here"]
     assert row[-2:] == ["2.5", "beats chance in understanding"]
 
 
