@@ -187,6 +187,7 @@ def test_results_are_complete(repository: Path) -> None:
         "mix": "understanding",
         "encoder": "vit",
         "text_decoder": "llama",
+        "fusion": "sequence",
         "visual_head": "regression",
         "image_decoder": "transformer",
         "seed": 0,
