@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import pickle
 from copy import deepcopy
 from typing import Any
 
@@ -189,10 +189,7 @@ def test_a_copy_is_hooked_to_itself(fused: str, embeds: Tensor) -> None:
     model = Model("lora", fused).open()
     tokens = model.tokens()
     before = model(embeds, tokens, IMAGE)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for copy in (deepcopy(model), torch.load(file, weights_only=False)):
+    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(copy(embeds, tokens, IMAGE), before)
         with torch.no_grad():
             for parameter in copy.parameters():
