@@ -159,7 +159,7 @@ def read(folder: Path) -> Comparison:
             for stage in ("judge", "encoder", "text_decoder", "image_decoder")
             if (path := folder / "metrics" / f"{stage}.json").exists()
         },
-        seconds=_seconds(folder / "output", kept),
+        seconds=_seconds(folder / "metrics", arms),
         left_out=tuple(name for name in arms if name not in kept),
     )
 
@@ -207,13 +207,12 @@ def _params(path: Path) -> dict[str, Any]:
         raise LabError(f"{path}: not YAML ({error})") from error
 
 
-def _seconds(output: Path, arms: Iterable[str]) -> dict[str, float]:
-    """Seconds by stage, the arms' own stages left out: their cost stands in their metrics."""
+def _seconds(metrics: Path, arms: Iterable[str]) -> dict[str, float]:
+    """Seconds of training by stage, the arms' own stages left out: their cost stands in their metrics."""
     own = set(arms)
     spent: dict[str, float] = {}
-    for path in sorted([*output.glob("*/node.json"), *output.glob("*/*/node.json")]):
-        node = _json(path)
-        instance = str(node.get("instance") or "")
-        if instance not in own and node.get("stage") != "compare" and "seconds" in node:
-            spent[" ".join(filter(None, (str(node.get("stage")), instance)))] = float(node["seconds"])
+    for path in sorted([*metrics.glob("*.json"), *metrics.glob("*/*.json")]):
+        stage = " ".join(path.relative_to(metrics).with_suffix("").parts)
+        if path.stem not in own and (seconds := _numbers(_json(path)).get("cost/train_seconds")) is not None:
+            spent[stage] = seconds
     return spent

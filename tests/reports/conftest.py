@@ -44,13 +44,18 @@ def make_pipeline(
             (out / "samples.json").write_text(json.dumps(_texts(generator)))
     for stage, numbers in {
         "judge": {"judge/digit": 0.974, "judge/colour": 1.0, "judge/place": 1.0, "judge/scene": 0.948},
-        "encoder": {"encoder/region": 0.785},
-        "image_decoder": {"reconstruction/psnr": 30.1, "reconstruction/digit": 0.953},
+        "encoder": {"encoder/region": 0.785, "cost/train_seconds": 60.5},
+        "image_decoder": {
+            "reconstruction/psnr": 30.1,
+            "reconstruction/digit": 0.953,
+            "cost/train_seconds": 42.0,
+        },
+        "align/linear": {"validation/loss": 1.2, "cost/train_seconds": 20.0},
+        "instruct/linear-generation": {"validation/loss": 0.8, "cost/train_seconds": 81.2},
     }.items():
-        (folder / "metrics" / f"{stage}.json").write_text(json.dumps(numbers))
-        (folder / "output" / stage).mkdir(parents=True)
-        node = {"stage": stage, "instance": None, "seconds": 60.5}
-        (folder / "output" / stage / "node.json").write_text(json.dumps(node))
+        file = folder / "metrics" / f"{stage}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(numbers))
     return folder
 
 
