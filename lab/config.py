@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -29,9 +30,11 @@ TASKS = (
 LOCATION_TASKS = ("ground", "refer", "grounded_caption")  # of a world with location words alone
 DRAWING = ("text_to_image", "edit", "interleaved", "draw")  # tasks that need a visual head
 ROLES = ("encoder", "connector", "text_decoder", "fusion", "visual_head")  # of the unified model
-_WORDS = (*ROLES, "image_decoder")
+WORDS = (*ROLES, "image_decoder")
 RECIPE = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
 OPTIONAL = ("represent", "pretrain")  # stages that the default recipe does without
+BUDGETS = ("tokens", "flops", "seconds")  # units at which the trainer stops, beside steps
+STRATEGIES = ("auto", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ class JudgeParams:
 
 @dataclass(frozen=True)
 class FitParams:
-    """What every training stage states."""
+    """What every training stage states.
+
+    `budget`: training ends once this amount is spent, whatever `steps` says; one of BUDGETS -> the amount.
+    The schedule then runs over the share spent, and `warmup` is as large a share as it is of `steps`.
+    """
 
     steps: int
     batch_size: int
@@ -79,6 +86,7 @@ class FitParams:
     precision: str
     log_every: int
     checkpoint_every: int
+    budget: dict[str, float] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,20 @@ class StagesParams:
 
 
 @dataclass(frozen=True)
+class TrainerParams:
+    """Where stages train; no number follows from it beyond rounding and noise.
+
+    `accelerator`: of Lightning's Trainer. `strategy`: auto, ddp (each process has all weights) or fsdp (they
+    are split). `devices`: processes a node. `srun` and `torchrun` say themselves how many there are.
+    """
+
+    accelerator: str = "auto"
+    strategy: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+
+
+@dataclass(frozen=True)
 class Params:
     """A whole `params.yaml`.
 
@@ -175,6 +197,7 @@ class Params:
         targets: what a drawn image is made of: the "encoder"'s tokens, or the "connector"'s.
         recipe: the stages, in order.
         system: name of the published system that this is, "" for none.
+        trainer: where it runs; not part of what a stage's numbers follow from.
     """
 
     name: str
@@ -196,6 +219,7 @@ class Params:
     targets: str = "encoder"
     recipe: list[str] = field(default_factory=lambda: list(RECIPE))
     system: str = ""
+    trainer: TrainerParams = field(default_factory=TrainerParams)
 
     def words(self) -> dict[str, str]:
         """Role -> word of the parts that all arms share, those that there are."""
@@ -221,6 +245,15 @@ class Params:
     def spec(self, role: str, word: str) -> dict[str, Any]:
         """The component's specification: its name and settings."""
         return {"name": word, **self.settings.get(role, {}).get(word, {})}
+
+
+# settings of a text decoder that its pretraining knows not of
+_ADAPTATION = ("lora_", "adapter_", "quantise")
+
+
+def unadapted(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a text decoder without LoRA, adapters and quantisation."""
+    return {key: value for key, value in spec.items() if not key.startswith(_ADAPTATION)}
 
 
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -259,16 +292,57 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
 
 
 def check_params(tree: Mapping[str, Any], where: str = "params.yaml") -> Params:
-    """Checks a parameter tree and gives it its types."""
+    """Checks a parameter tree and gives it its types.
+
+    Raises:
+        LabError: naming every mistake at once.
+    """
+    params, mistakes = examine(tree)
+    if params is None:
+        raise LabError(f"{where}: " + "; ".join(mistakes))
+    return params
+
+
+def examine(tree: Mapping[str, Any]) -> tuple[Params | None, list[str]]:
+    """A parameter tree with its types, None if there are mistakes, and these."""
     mistakes: list[str] = []
-    params = _structure(Params, tree, "", mistakes)
+    params: Params = _structure(Params, tree, "", mistakes)
     if not mistakes:
         unknown, mistakes = _words(params), _recipes(params)
         apart = [] if unknown else mistakes_of(params, recipe=not mistakes)
         mistakes = unknown + mistakes + apart
+    return None if mistakes else params, mistakes
+
+
+def tree_of(params: Params) -> dict[str, Any]:
+    """Parameters as the tree that they were read from, less where to train, from which no number follows.
+
+    A budget is there where a stage has one.
+    """
+    tree = asdict(params)
+    del tree["trainer"]
+    for section in (tree["stages"] or {}).values():  # none where a node of an ablation reads none
+        if section and not section.get("budget", True):
+            del section["budget"]
+    return tree
+
+
+def node_params(tree: Mapping[str, Any], name: str) -> Params:
+    """Parameters of one node of an ablation: those that its stage reads.
+
+    All others are None, so that a stage that reads more than it says fails instead of going stale unnoticed.
+    """
+    mistakes: list[str] = []
+    unread = {item.name: None for item in fields(Params)}
+    known = {"threads": 1, "system": "", **tree, "name": name}
+    hints = _hints(Params)
+    read = {key: _structure(hints[key], value, key, mistakes, partial=True) for key, value in known.items()}
     if mistakes:
-        raise LabError(f"{where}: " + "; ".join(mistakes))
-    return params
+        raise LabError(f"{name}: " + "; ".join(mistakes))
+    return Params(**{**unread, **read})
+
+
+_hints = cache(get_type_hints)
 
 
 def _words(params: Params) -> list[str]:
@@ -282,8 +356,8 @@ def _words(params: Params) -> list[str]:
         except LabError as error:
             mistakes.append(str(error))
     for role, by_word in params.settings.items():
-        if role not in _WORDS:
-            mistakes.append(f"settings: unknown role '{role}'{nearest(role, _WORDS)}")
+        if role not in WORDS:
+            mistakes.append(f"settings: unknown role '{role}'{nearest(role, WORDS)}")
             continue
         mistakes += [
             f"settings.{role}: no {role} '{word}'{nearest(word, words(role))}"
@@ -302,6 +376,14 @@ def _recipes(params: Params) -> list[str]:
     stages = (*RECIPE, *OPTIONAL)
     mistakes += [
         f"recipe: no stage '{name}'{nearest(name, stages)}" for name in params.recipe if name not in stages
+    ]
+    trainer = params.trainer
+    if (word := trainer.strategy) not in STRATEGIES:
+        mistakes.append(f"trainer.strategy: no strategy '{word}'{nearest(word, STRATEGIES)}")
+    mistakes += [
+        f"'trainer.{name}' must be at least 1, not {getattr(trainer, name)}"
+        for name in ("devices", "num_nodes")
+        if getattr(trainer, name) < 1
     ]
     if params.targets not in ("encoder", "connector"):
         mistakes.append(f"targets: expected encoder or connector, not {params.targets!r}")
@@ -330,6 +412,16 @@ def _recipes(params: Params) -> list[str]:
         for count in counts:
             if getattr(stage, count, 1) < 1:
                 mistakes.append(f"'stages.{name}.{count}' must be at least 1, not {getattr(stage, count)}")
+        budget = getattr(stage, "budget", {})
+        mistakes += [
+            f"stages.{name}.budget: no unit '{unit}'{nearest(unit, BUDGETS)}"
+            if unit not in BUDGETS
+            else f"'stages.{name}.budget.{unit}' must be more than 0, not {amount}"
+            for unit, amount in budget.items()
+            if unit not in BUDGETS or not amount > 0
+        ]
+        if len(budget) > 1:
+            mistakes.append(f"stages.{name}.budget: one unit, not {' and '.join(budget)}")
         if name in params.recipe and stage is None:
             mistakes.append(f"missing key 'stages.{name}'")
     return mistakes
@@ -351,8 +443,8 @@ def _trainable(params: Params, stage: str, part: str, recipe: InstructParams) ->
     return []
 
 
-def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
-    """`value` as the type `kind`; mistakes are appended, all of them."""
+def _structure(kind: Any, value: Any, where: str, mistakes: list[str], partial: bool = False) -> Any:
+    """`value` as the type `kind`; mistakes are appended, all of them. What a partial one lacks is None."""
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             mistakes.append(f"{where or 'top level'}: expected a mapping, not {value!r}")
@@ -367,18 +459,18 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
             for name, item in known.items()
             if name not in value and item.default is MISSING and item.default_factory is MISSING
         ]
-        mistakes += [f"missing key '{prefix}{name}'" for name in missing]
-        hints = get_type_hints(kind)
+        mistakes += [] if partial else [f"missing key '{prefix}{name}'" for name in missing]
+        hints = _hints(kind)
         parts = {
-            name: _structure(hints[name], value[name], f"{prefix}{name}", mistakes)
+            name: _structure(hints[name], value[name], f"{prefix}{name}", mistakes, partial)
             for name in known
             if name in value
         }
-        return None if mistakes else kind(**parts)
+        return None if mistakes else kind(**dict.fromkeys(missing), **parts)
     origin = get_origin(kind)
     if origin is UnionType:  # of one type and None
         inner = next(option for option in get_args(kind) if option is not type(None))
-        return None if value is None else _structure(inner, value, where, mistakes)
+        return None if value is None else _structure(inner, value, where, mistakes, partial)
     if origin is list and isinstance(value, list):
         return [
             _structure(get_args(kind)[0], item, f"{where}[{index}]", mistakes)
@@ -403,7 +495,7 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str]) -> Any:
 def _rank(override: str) -> int:
     """Words before settings: `connector.dim=8 connector=mlp` sets the MLP's; `mix` after what adds mixes."""
     key = override.partition("=")[0]
-    return 0 if key in _WORDS else 2 if key == "mix" else 1
+    return 0 if key in WORDS else 2 if key == "mix" else 1
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -424,39 +516,59 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if isinstance(value, str):
         with suppress(ValueError):  # YAML reads 1e-3 as text
             value = float(value) if any(letter.isdigit() for letter in value) else value
+    assign(tree, key, value, f"override '{override}'")
+
+
+def assign(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Gives one dotted key of a parameter tree a value.
+
+    As in `read_tree`: `connector` and `mix` stand for lists of one, `connector.num_queries` for a setting of
+    the chosen connector; likewise for other roles.
+
+    Args:
+        tree: changed in place.
+        key, value: what to set.
+        where: begins messages.
+
+    Raises:
+        LabError: an unknown key, or a setting of a part that there is none of.
+    """
     head, *rest = key.split(".")
     connectors, mixes = tree.get("connectors"), tree.get("mixes")
-    if head in _WORDS and rest:
-        word = str((connectors or [""])[0] if head == "connector" else tree.get(head))
+    if head in WORDS and rest:
+        word = (connectors or [""])[0] if head == "connector" else tree.get(head)
+        if not isinstance(word, str):
+            raise LabError(f"{where}: {key}, but there is no {head}")
         tree.setdefault("settings", {}).setdefault(head, {}).setdefault(word, {})[".".join(rest)] = value
         return
     if key == "connector":
         tree["connectors"] = [value]
         return
     if key == "mix":
-        if not isinstance(mixes, dict) or value not in mixes:
-            raise LabError(
-                f"override '{override}': no mix '{value}'{nearest(str(value), map(str, mixes or ()))}"
-            )
+        if not isinstance(mixes, dict) or not isinstance(value, str) or value not in mixes:
+            raise LabError(f"{where}: no mix '{value}'{nearest(str(value), map(str, mixes or ()))}")
         tree["mixes"] = {value: mixes[value]}
         return
+    if head == "trainer" and rest:
+        tree.setdefault("trainer", {})
     place, passed = tree, ""
     for part in [head, *rest][:-1]:
-        place, passed = _step(place, part, passed, override), f"{passed}{part}."
+        place, passed = _step(place, part, passed, where), f"{passed}{part}."
     last = [head, *rest][-1]
     if last not in place and not _open(passed):
-        raise LabError(f"override '{override}': unknown key '{key}'{nearest(last, map(str, place))}")
+        raise LabError(f"{where}: unknown key '{key}'{nearest(last, map(str, place))}")
     place[last] = value
 
 
-def _step(place: Any, part: str, passed: str, override: str) -> dict[str, Any]:
+def _step(place: Any, part: str, passed: str, where: str) -> dict[str, Any]:
     if part not in place and _open(passed):
         place[part] = {}
     if not isinstance(place.get(part), dict):
-        raise LabError(f"override '{override}': unknown key '{passed}{part}'{nearest(part, map(str, place))}")
+        raise LabError(f"{where}: unknown key '{passed}{part}'{nearest(part, map(str, place))}")
     return dict.__getitem__(place, part)
 
 
 def _open(passed: str) -> bool:
     """Whether a mapping takes keys that the file does not have yet."""
-    return passed.startswith(("mixes.", "settings.")) or passed.endswith((".mix.", ".learning_rate."))
+    whole = ("mixes.", "settings.", "trainer.")
+    return passed.startswith(whole) or passed.endswith((".mix.", ".learning_rate."))

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lab.errors import LabError, nearest
 
@@ -65,6 +68,38 @@ class Component:
     paper: str
     parameters: tuple[Parameter, ...]
     fault: str = ""
+
+
+_seen: ContextVar[dict[tuple[str, ...], Any] | None] = ContextVar("_seen", default=None)
+_T = TypeVar("_T")
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within the block each folder is listed and each file parsed once, for checks of many specifications.
+
+    What is edited meanwhile is seen after the block.
+    """
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def _remembered(read: Callable[..., _T]) -> Callable[..., _T]:
+    """What a function of names has read is kept for as long as `read_once` says."""
+
+    @wraps(read)
+    def remember(*names: str) -> _T:
+        seen, key = _seen.get(), (read.__name__, *names)
+        if seen is None:
+            return read(*names)
+        if key not in seen:
+            seen[key] = read(*names)
+        return cast(_T, seen[key])
+
+    return remember
 
 
 def words(role: str) -> list[str]:
@@ -167,6 +202,7 @@ def build(role: str, spec: str | Mapping[str, Any], *args: Any) -> Any:
         raise LabError(f"{role} {word}: {error}") from error
 
 
+@_remembered
 def _files(role: str) -> dict[str, Path]:
     """Word -> file, of the lab and of the folders that LAB_COMPONENTS names; the lab's own come first."""
     if role not in ROLES:
@@ -193,6 +229,7 @@ def _module(role: str, word: str) -> ModuleType:
     return module
 
 
+@_remembered
 def _read(role: str, word: str) -> tuple[Component, str]:
     """Parse a component's file into its catalogue row and the name of its class."""
     file, where = path(role, word), place(role, word)

@@ -32,7 +32,7 @@ def test_the_project_s_own_sweeps_are_valid(folder: Path) -> None:
 def test_conditions_and_numbers_are_read(sweep: Path, folder: Path) -> None:
     declaration = read(sweep, folder)
     assert declaration.name == "try"
-    assert declaration.experiment == "connectors_by_mix"
+    assert declaration.experiment == "quickstart"
     queries = declaration.space[1]
     assert queries.exists({"connector": "q_former"})
     assert not queries.exists({"connector": "linear"})
