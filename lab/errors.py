@@ -9,8 +9,10 @@ from difflib import get_close_matches
 class LabError(Exception):
     """A mistake that its reader can mend: one line that names it and what would be right.
 
-    The command line prints `lab: error: <message>` and exits with 2; `--traceback` shows everything.
+    The command line prints `lab: error: <message>` and exits with `code`; `--traceback` shows everything.
     """
+
+    code = 2
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

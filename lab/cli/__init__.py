@@ -3,7 +3,8 @@
 A verb's module has `arguments(parser)`, which declares its arguments, and `run(args)`, which does the work
 and returns an exit code (None is 0). Its summary stands in `VERBS`, so that `lab --help` imports no verb.
 
-Exit codes: 0 done; 1 something failed; 2 a mistake the person can mend, said in one line; 130 interrupted.
+Exit codes: 0 done; 1 something failed; 2 a mistake the person can mend, said in one line; 75 stopped by a
+signal (SIGTERM, SIGUSR1) in a state that the same command goes on from; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from importlib import import_module
 from typing import NoReturn
 
 from lab.errors import LabError, nearest
+from lab.training.preemption import Preempted
 
 VERBS = {
     "repro": "run the pipeline of this folder: what is out of date, several stages at once",
+    "graph": "an ablation as a graph: plan it, run it, lose nothing: lab graph run NAME",
     "compare": "table and plots of all arms, understanding and generation side by side",
+    "diff": "say what differs between two runs: code, data, configuration, environment, seed",
     "train": "train and evaluate one arm of your own: lab train connector=perceiver",
     "ask": "ask a trained arm about an image",
     "draw": "let a trained arm draw a prompt",
@@ -42,6 +46,7 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' own bars follow it
     "TOKENIZERS_PARALLELISM": "false",  # or it warns at every fork of a data loader
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP advises against what steps of several kinds of samples need
 }
 
 
@@ -66,7 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         print(f"lab: error: {error}", file=sys.stderr)
-        return 2
+        return error.code
+    except Preempted as stop:
+        from lab.training.processes import is_rank_zero
+
+        if is_rank_zero():
+            print(f"lab: {stop}", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `lab components | head`
@@ -91,4 +102,9 @@ def _dispatch(words: list[str]) -> int:
         return 0
     args = parser.parse_args(words)
     assert module is not None  # without a verb the parser has ended the program or raised
+    if args.verb != "stage" and {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():
+        from lab.training.processes import processes
+
+        if processes().world > 1:
+            raise LabError(f"lab {args.verb} is for one process; several can only run `lab stage`")
     return module.run(args) or 0

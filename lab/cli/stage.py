@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from lab.training.preemption import install
+from lab.training.processes import may_start
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="data, judge, encoder, ..., compare")
@@ -11,6 +14,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lab.graph.stages import run_stage
+    install()  # before imports that take seconds
+    may_start()
+    from lab.graph.execution import run_stage
 
     run_stage(args.name, *args.instance)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from components.contracts import ImageDecoder, TextDecoder
-from lab.config import ROLES, Params
+from lab.config import ROLES, Params, unadapted
 from lab.errors import LabError
 from lab.models.store import load_component, save_component
 from lab.models.unified import UnifiedModel
@@ -22,11 +22,6 @@ from lab.samples.tokenizer import Tokenizer
 
 TOKENIZER = "tokenizer"
 RECORD = "arm.json"
-_ADAPTATION = (
-    "lora_",
-    "adapter_",
-    "quantise",
-)  # settings of a text decoder that its pretraining knows not of
 
 
 @dataclass
@@ -135,11 +130,6 @@ def load_text_decoder(params: Params, folder: Path) -> tuple[TextDecoder, Tokeni
     adapted = build("text_decoder", spec, len(tokenizer))
     adapted.load_state_dict(trained.state_dict())
     return adapted.eval(), tokenizer
-
-
-def unadapted(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification of a text decoder without LoRA, adapters and quantisation."""
-    return {key: value for key, value in spec.items() if not key.startswith(_ADAPTATION)}
 
 
 def new_part(

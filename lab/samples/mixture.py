@@ -87,14 +87,30 @@ def schedule(mix: Mapping[str, float], known: tuple[str, ...]) -> list[str]:
 
 
 class StepBatches(Sampler[list[int]]):
-    """Batch k holds positions k * batch_size onwards; iteration starts at the step that `start` reports."""
+    """Batch k holds positions k * batch_size onwards; iteration starts at the step that `start` reports.
 
-    def __init__(self, batch_size: int, steps: int, start: Callable[[], int]) -> None:
+    Args:
+        batch_size: of all processes together, which divide each batch.
+        steps: batches.
+        start: the first.
+        rank, world: of `world` processes this one takes every world-th position of a batch, from its rank on.
+
+    Raises:
+        LabError: a batch does not divide evenly.
+    """
+
+    def __init__(
+        self, batch_size: int, steps: int, start: Callable[[], int], rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            raise LabError(f"batch_size {batch_size} does not divide evenly among {world} processes")
         self.batch_size, self.steps, self.start = batch_size, steps, start
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start(), self.steps):
-            yield list(range(step * self.batch_size, (step + 1) * self.batch_size))
+            first = step * self.batch_size
+            yield list(range(first + self.rank, first + self.batch_size, self.world))

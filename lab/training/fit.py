@@ -1,11 +1,12 @@
-"""Runs one training stage: loader, trainer, checkpoints, resume."""
+"""Runs one training stage: loader, trainer, checkpoints, resume, and leaving when told to."""
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,10 +14,16 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
+from lab.config import TrainerParams
 from lab.errors import LabError
 from lab.samples.mixture import StepBatches
-from lab.training.callbacks import ExactResume, LastCheckpoint, LossWatch
+from lab.training.callbacks import ExactResume, LossWatch
+from lab.training.checkpoints import NAME, LastCheckpoint, find, joined, tidy
+from lab.training.collective import disconnect
+from lab.training.ledger import Ledger
 from lab.training.modules import StageModule
+from lab.training.preemption import Preempted, deferred
+from lab.training.processes import is_rank_zero, placement, planned, processes, sharded
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class FitSettings:
         clip: gradients are clipped to this norm.
         log_every: steps between log points.
         checkpoint_every: steps between resumable checkpoints.
+        budget: "tokens", "flops" or "seconds" -> an amount that ends the stage instead of `steps`.
     """
 
     steps: int
@@ -38,6 +46,7 @@ class FitSettings:
     clip: float
     log_every: int
     checkpoint_every: int
+    budget: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -49,8 +58,12 @@ def fit(
     label: str,
     run: Any = None,
     callbacks: Sequence[pl.Callback] = (),
-) -> None:
+    trainer: TrainerParams | None = None,
+) -> dict[str, float]:
     """Trains `module`, resuming from `work/last.ckpt` where an interrupted run left one.
+
+    Where several processes train, all of them have to call this; afterwards the model of rank 0 is trained,
+    and they are no longer connected.
 
     Args:
         module: what to train.
@@ -61,17 +74,62 @@ def fit(
         label: heads progress lines.
         run: receives metrics, or None.
         callbacks: further ones.
+        trainer: where to train; one process on whatever device there is, if not stated.
+
+    Returns:
+        What the stage has cost, over all resumes: `cost/steps`, `cost/samples`, `cost/tokens`, `cost/flops`,
+        `cost/train_seconds`, `cost/peak_memory_mb`.
+
+    Raises:
+        Preempted: a signal asked to leave; the state is saved.
+        LabError: whatever the person can mend.
     """
+    where = trainer or TrainerParams()
+    _check(module, settings, label, where)
     work.mkdir(parents=True, exist_ok=True)
-    checkpoint = work / "last.ckpt"
-    resume, watch = ExactResume(), LossWatch(run, label, settings.log_every, checkpoint)
-    batches = StepBatches(settings.batch_size, settings.steps, lambda: resume.batches_done)
+    if is_rank_zero():
+        tidy(work)
+    with deferred() as arrived:
+        ledger = Ledger(settings.steps, settings.batch_size, settings.budget, arrived)
+        _train(module, dataset, collate, settings, work, label, run, callbacks, where, ledger)
+    if number := ledger.signal or arrived():
+        if processes().starter == "lightning" and not is_rank_zero():
+            raise SystemExit(0)  # Lightning, which started this process, takes other codes for a crash
+        raise Preempted(number)
+    return ledger.costs()
+
+
+def _train(
+    module: StageModule,
+    dataset: Dataset[Any],
+    collate: Callable[[Sequence[Any]], Any],
+    settings: FitSettings,
+    work: Path,
+    label: str,
+    run: Any,
+    callbacks: Sequence[pl.Callback],
+    where: TrainerParams,
+    ledger: Ledger,
+) -> None:
+    checkpoint = work / NAME
+    resume, watch = ExactResume(), LossWatch(run, label, settings.log_every, checkpoint, ledger)
+    steps = settings.steps
+    if settings.budget:
+        steps = _ENDLESS
+        module.follow_share()
+    alone = module.whole_batches
+    batches = StepBatches(
+        settings.batch_size,
+        steps,
+        lambda: resume.batches_done,
+        0 if alone else processes().rank,
+        1 if alone else planned(where),
+    )
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
     _quiet_lightning()
     trainer = pl.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_steps=settings.steps,
+        **placement(where, module.branches),
+        max_steps=-1 if settings.budget else steps,
         max_epochs=1,
         precision=settings.precision,  # type: ignore[arg-type]
         gradient_clip_val=settings.clip,
@@ -83,14 +141,27 @@ def fit(
         default_root_dir=work,
         callbacks=[
             resume,
+            ledger,
             watch,
-            LastCheckpoint(checkpoint, settings.checkpoint_every, watch),
             *callbacks,
+            LastCheckpoint(checkpoint, settings.checkpoint_every, watch, ledger, sharded(where)),
         ],
     )
+    _leave_signals_alone(trainer)
+    scratch: Path | None = None
+    environment = dict(os.environ)
     try:
-        trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of signals; of SIGTERM one that says all went well
+        state = find(work)
+        if state is not None and state.is_dir() and not sharded(where):
+            state = scratch = joined(state)
+        elif state is not None and state.is_file() and sharded(where):
+            raise LabError(
+                f"{label}: {state} was written by processes that had all weights each, and cannot be split "
+                "now; go on with strategy ddp, or remove it"
+            )
+        trainer.fit(module, loader, ckpt_path=state, weights_only=True)
+        module.join()
+    except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from stop
     except UnpicklingError as error:
         raise LabError(f"{checkpoint}: damaged; remove it to start {label} from its beginning") from error
@@ -99,9 +170,45 @@ def fit(
             f"{label}: could not write to {work}: {error}; the last complete checkpoint is kept, "
             "free some space and run the same command again"
         ) from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        for name in _LIGHTNINGS:  # or the next stage would take itself for one of Lightning's processes
+            os.environ.pop(name, None)
+            os.environ |= {name: environment[name]} if name in environment else {}
+    disconnect()
+
+
+_ENDLESS = 2**31  # steps, where something else ends a stage
+_LIGHTNINGS = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _check(module: StageModule, settings: FitSettings, label: str, where: TrainerParams) -> None:
+    """Raises a LabError for what this stage cannot do."""
+    world = planned(where)
+    if world > 1 and (reason := module.alone()):
+        raise LabError(f"{label}: trains in one process only, not {world}: {reason}")
+    if settings.batch_size % world:
+        raise LabError(f"{label}: batch_size {settings.batch_size} cannot be divided among {world} processes")
+    if "tokens" in settings.budget and not module.language:
+        raise LabError(
+            f"{label}: a budget in tokens, but this stage has no language model; "
+            "state steps, flops or seconds"
+        )
+
+
+def _leave_signals_alone(trainer: pl.Trainer) -> None:
+    """Lightning would talk to other processes, and on SLURM save and requeue, inside of signal handlers.
+
+    Its handlers, and the look at a flag of theirs that costs a wait for the device in every step, are left
+    out; `lab.training.preemption` and the ledger do their work at the ends of steps.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def _quiet_lightning() -> None:
     """Lightning's start-up lines and advice on loaders do not fit step-indexed data; errors still show."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -22,10 +23,17 @@ from lab.models.representation import RepresentationModel
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Batch
 from lab.samples.regions import CaptionedRegions, Pixels
+from lab.training.collective import all_rows, mean_over_processes, rank, world
+
+if TYPE_CHECKING:
+    from lab.training.sharding import Sharded
 
 
 class StageModule(pl.LightningModule):
     """Optimizer, schedule and loss accounting that all stages share.
+
+    Several processes each see a part of a batch, and their gradients are averaged. So a loss that is a mean
+    over the part is weighed by how large the part is (`weighed`); the step is then that of one process.
 
     Args:
         model: what is trained.
@@ -35,7 +43,18 @@ class StageModule(pl.LightningModule):
         steps: optimizer steps of the stage.
         warmup: steps of linear warm-up; a cosine down to 5% follows.
         weight_decay: of matrices; vectors and embeddings are not decayed.
+
+    Attributes:
+        language: whether its batches are sequences of a language model, of which tokens can be counted.
+        whole_batches: whether every process needs all of a batch, and shares the work on it by itself.
+        branches: whether a part of a batch may leave trained parameters without gradient.
+        tokens: real positions of the language model in the batch at hand, 0 where there is none.
+        positions: what its work grows with: positions with padding, 1 where there are none.
     """
+
+    language: ClassVar[bool] = False
+    whole_batches: ClassVar[bool] = False
+    branches: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -49,8 +68,32 @@ class StageModule(pl.LightningModule):
         self.model = model
         self.learning_rates, self.steps = dict(learning_rates), steps
         self.warmup, self.weight_decay = warmup, weight_decay
+        self.tokens, self.positions = 0, 1
+        self._by_share = False
+        self._sharded: Sharded | None = None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a batch, or of this process's part of it."""
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> Tensor:
+        loss = self.loss(batch)
+        return loss if self._sharded is None else self._sharded.reached(loss)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch)  # a call, which is where weights that are split come together
+
+    def alone(self) -> str:
+        """Why the stage runs in one process only, "" if it need not."""
+        return ""
+
+    def weighed(self, loss: Tensor, count: Tensor) -> Tensor:
+        """A mean (...) over `count` (...) elements here, so that its mean over processes is that over all."""
+        if world() == 1:
+            return loss
+        return loss * (count / mean_over_processes(count).clamp_min(1 / world()))
 
     def add_log(self, name: str, total: Tensor, count: Tensor | float = 1.0) -> None:
         """Adds to a running mean that stays on the device."""
@@ -63,12 +106,50 @@ class StageModule(pl.LightningModule):
         self._counts[name] = self._counts.get(name, nothing).to(total.device) + weight
 
     def take_logs(self) -> dict[str, float]:
-        """Means since the last call; waits for the device."""
-        means = {
-            name: float(self._sums[name] / count) for name, count in self._counts.items() if float(count)
-        }
+        """Means since the last call, over all processes; waits for the device."""
+        sums, counts = self._sums, self._counts
+        if world() > 1 and sums:
+            total = mean_over_processes(
+                torch.stack([torch.stack([sums[name], counts[name]]) for name in sums])
+            )
+            sums = {name: total[index, 0] for index, name in enumerate(sums)}
+            counts = {name: total[index, 1] for index, name in enumerate(sums)}
+        means = {name: float(sums[name] / count) for name, count in counts.items() if float(count)}
         self._sums, self._counts = {}, {}
         return means
+
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Forgets what is logged within."""
+        sums, counts = dict(self._sums), dict(self._counts)
+        yield
+        self._sums, self._counts = sums, counts
+
+    def follow_share(self) -> None:
+        """Has learning rates follow `set_share` instead of the number of steps; called before training."""
+        self._by_share = True
+
+    def set_share(self, optimizer: torch.optim.Optimizer, share: float) -> None:
+        """Sets learning rates to where the schedule is after a share of the stage, 0 to 1."""
+        factor = warmup_cosine(self.steps, self.warmup)(share * self.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def configure_model(self) -> None:
+        mesh = self._device_mesh  # there if weights are to be split
+        if mesh is None or self._sharded is not None:
+            return
+        if any(getattr(parameter, ROWS_ONLY, False) for parameter in self.parameters()):
+            raise LabError("strategy fsdp: text_decoder.image_marks are rows of a matrix; use ddp")
+        from lab.training.sharding import Sharded
+
+        self._sharded = Sharded(self, mesh["data_parallel"])
+
+    def join(self) -> None:
+        """Puts weights that are split together again, in the model of rank 0 as it was given."""
+        if self._sharded is not None:
+            self._sharded.join()
+            self._sharded = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -86,6 +167,10 @@ class StageModule(pl.LightningModule):
             ],
             betas=(0.9, 0.98),
         )
+        if self._by_share:
+            for group in optimizer.param_groups:
+                group["peak"] = group["lr"]
+            return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(self.steps, self.warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -96,17 +181,19 @@ class StageModule(pl.LightningModule):
         self._sums, self._counts = checkpoint["running_means"]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, Batch):  # counted here, where it is still on the CPU
+            self.tokens, self.positions = int(batch.mask.sum()), batch.ids.numel()
         return (
             batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
         )
 
 
-def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int], float]:
+def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[float], float]:
     """Learning-rate factor of a step: linear to 1 over `warmup` steps, then cosine to `floor` at `steps`."""
 
-    def factor(step: int) -> float:
+    def factor(step: float) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return min(1.0, (step + 1) / warmup)
         progress = min(1.0, (step - warmup) / max(1, steps - warmup))
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -114,9 +201,14 @@ def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[int
 
 
 class ContrastivePretraining(StageModule):
-    """Encoder pretraining: caption, region and reconstruction losses, weighted; weight 0 costs nothing."""
+    """Encoder pretraining: caption, region and reconstruction losses, weighted; weight 0 costs nothing.
+
+    Images are compared with all captions of a batch, and cells with all phrases. Several processes therefore
+    share the work of the encoder, which is most of it, and each computes the losses of the whole batch.
+    """
 
     model: ContrastiveModel
+    whole_batches = True
     LOSSES = ("caption", "region", "reconstruction")
 
     def __init__(self, model: ContrastiveModel, weights: Mapping[str, float], **schedule: Any) -> None:
@@ -126,8 +218,8 @@ class ContrastivePretraining(StageModule):
                 raise LabError(f"stages.encoder.losses: unknown loss '{name}'{nearest(name, self.LOSSES)}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
 
-    def training_step(self, batch: CaptionedRegions, batch_idx: int) -> Tensor:
-        tokens = self.model.encoder(batch.pixels)  # (B, N, D_v)
+    def loss(self, batch: CaptionedRegions) -> Tensor:
+        tokens = all_rows(self.model.encoder(batch.pixels[rank() :: world()]))  # (B, N, D_v)
         total = tokens.new_zeros(())
         for name, weight in self.weights.items():
             loss = getattr(self.model, f"{name}_loss")(tokens, batch)
@@ -141,12 +233,15 @@ class TextPretraining(StageModule):
     """Language model pretraining on plain text: cross-entropy of the elements marked as supervised."""
 
     model: Any  # keeps the protocol of a text decoder
+    language = True
+    branches = False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         states = self.model(self.model.embed(batch.ids), batch.mask, positions_of(batch.mask))  # (B, T, D)
         row, column = batch.supervised.nonzero(as_tuple=True)
         logits = self.model.logits(states[row, column - 1])  # (K, V)
         loss = F.cross_entropy(logits.float(), batch.ids[row, column])
+        loss = self.weighed(loss, loss.new_tensor(len(row)))
         self.add_log("loss", loss)
         return loss
 
@@ -156,7 +251,10 @@ class RepresentationTraining(StageModule):
 
     model: RepresentationModel
 
-    def training_step(self, batch: CaptionedRegions, batch_idx: int) -> Tensor:
+    def alone(self) -> str:
+        return "it draws hard negatives from all of a batch"
+
+    def loss(self, batch: CaptionedRegions) -> Tensor:
         losses = self.model(batch.pixels, batch.captions)
         for name in ("contrastive", "matching", "generation"):
             self.add_log(f"loss_{name}", getattr(losses, name))
@@ -188,7 +286,12 @@ class ImageDecoderTraining(StageModule):
         for role in self.trainable:
             getattr(model, role).requires_grad_(True)
 
-    def training_step(self, batch: Pixels, batch_idx: int) -> Tensor:
+    def alone(self) -> str:
+        parts = [getattr(self.model, role) for role in self.trainable]
+        discrete = any(getattr(part, "codebook", None) is not None for part in parts)
+        return "codes move after the images of a batch, outside the optimizer" if discrete else ""
+
+    def loss(self, batch: Pixels) -> Tensor:
         tokens, own = self.model.tokens(batch.pixels_drawn, self.trainable)  # (J, N, D_v), (J,) or None
         share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
         tokens = tokens + share * tokens.std() * torch.randn_like(tokens)
@@ -216,6 +319,7 @@ class UnifiedTraining(StageModule):
     """
 
     model: UnifiedModel
+    language = True
 
     def __init__(
         self,
@@ -240,9 +344,11 @@ class UnifiedTraining(StageModule):
         if self.model.image_decoder is not None:
             self.model.image_decoder.eval()  # type: ignore[attr-defined]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         losses = self.model(batch)
-        total = losses.text + self.image_weight * losses.image
+        counts = torch.stack([losses.text_count.sum(), losses.image_count.sum()])
+        text, image = self.weighed(torch.stack([losses.text, losses.image]), counts)
+        total = text + self.image_weight * image
         self.add_log("loss", total)
         for index, task in enumerate(batch.tasks):
             self.add_log(f"loss_{task}", losses.text_sum[index], losses.text_count[index])

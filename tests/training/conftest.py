@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +25,16 @@ SCHEDULE = {"learning_rates": {"": 3e-3}, "steps": 12, "warmup": 3, "weight_deca
 
 
 class Record:
-    """Stands for a tracked run: step -> what was logged."""
+    """Stands for a tracked run: step -> what was logged; and what the stage cost."""
 
     def __init__(self) -> None:
+        self.costs: dict[str, float] = {}
         self.steps: dict[int, dict[str, float]] = {}
         self.flushed: list[int] = []  # the last step of each time
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        self.steps[step] = {name: value for name, value in values.items() if not name.startswith("perf/")}
+        kept = ("train/", "budget/")
+        self.steps[step] = {name: value for name, value in values.items() if name.startswith(kept)}
 
     def flush(self) -> None:
         self.flushed.append(max(self.steps, default=0))
@@ -50,6 +56,56 @@ def at() -> type[At]:
     return At
 
 
+Run = Callable[[], Any]
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Callable[..., list[Any]]:
+    """Call a function in several processes, started as `torchrun` would, and give what each returned.
+
+    What a process raised is raised here, that of the lowest rank first.
+    """
+
+    def call(world: int, function: Run, timeout: float = 120.0, **env: str) -> list[Any]:
+        context = multiprocessing.get_context("fork")  # what is imported is imported; nothing runs yet
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", **env}
+        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        files = [tmp_path / f"answer{rank}.pt" for rank in range(world)]
+        running = [
+            context.Process(target=_answer, args=(function, {**shared, **env}, file))
+            for env, file in zip(own, files, strict=True)
+        ]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join(timeout)
+        hanging = [rank for rank, process in enumerate(running) if process.is_alive()]
+        for process in running:
+            process.kill()
+            process.join()
+        assert not hanging, f"processes {hanging} hang"
+        answers = [torch.load(file, weights_only=False) for file in files]
+        for error, trace, _ in answers:
+            if error is not None:
+                raise error from RuntimeError(trace)
+        return [value for _, _, value in answers]
+
+    return call
+
+
+def _answer(function: Run, env: Mapping[str, Any], file: Path) -> None:
+    os.environ.update({name: str(value) for name, value in env.items()})
+    try:
+        answer: Sequence[Any] = None, "", function()
+    except BaseException as error:
+        answer = error, traceback.format_exc(), None
+    torch.save(answer, file)
+
+
 @pytest.fixture
 def settings() -> FitSettings:
     return SETTINGS
@@ -62,40 +118,50 @@ def training(
     """Train a module of a kind from its seed; the same call again resumes what is in `tmp_path / work`."""
 
     def train(
-        kind: str = "unified", work: str = "work", settings: FitSettings = SETTINGS, *callbacks: pl.Callback
+        kind: str = "unified",
+        work: str = "work",
+        settings: FitSettings = SETTINGS,
+        *callbacks: pl.Callback,
+        quiet: bool = False,
     ) -> tuple[StageModule, Record]:
-        module, dataset, collate = make(kind, new_arm, tasks, tokenizer)
+        module, dataset, collate = make(kind, new_arm, tasks, tokenizer, quiet)
         record = Record()
         torch.manual_seed(1)
-        fit(module, dataset, collate, settings, tmp_path / work, kind, record, callbacks)
+        record.costs = fit(module, dataset, collate, settings, tmp_path / work, kind, record, callbacks)
         return module, record
 
     return train
 
 
 def make(
-    kind: str, new_arm: Callable[..., Arm], tasks: SceneTasks, tokenizer: Tokenizer
+    kind: str, new_arm: Callable[..., Arm], tasks: SceneTasks, tokenizer: Tokenizer, quiet: bool = False
 ) -> tuple[Any, Any, Any]:
+    """Module, data and collation of a kind; a quiet one draws no random numbers as it trains."""
     from lab.models.autoencoder import ImageAutoencoder
     from lab.models.contrastive import ContrastiveModel
+    from lab.models.representation import RepresentationModel
     from lab.registry import build
     from lab.samples.mixture import Mixture
     from lab.samples.regions import PixelCollate, RegionCollate, Rows
     from lab.training.modules import (
         ContrastivePretraining,
         ImageDecoderTraining,
+        RepresentationTraining,
         TextPretraining,
         UnifiedTraining,
     )
 
-    arm = new_arm()
+    head = {"name": "regression", **({"hide": 0.0, "noise": 0.0} if quiet else {})}
+    arm = new_arm(visual_head=head)
     collate = arm.collate(tuple(tasks.tasks))
     match kind:
-        case "unified":  # with everything that draws random numbers
+        case "unified" | "apart":  # with everything that draws random numbers
             arm.model.eval()  # as arms are loaded
             roles = ["connector", "text_decoder", "visual_head"]
             module = UnifiedTraining(arm.model, roles, 1.0, **SCHEDULE)
             mix = {"vqa": 1.0, "text_to_image": 2.0, "interleaved": 1.0}
+            if kind == "apart":  # every other sample, so that of two processes one reads and one draws
+                mix = {"vqa": 1.0, "text_to_image": 1.0}
             return module, Mixture(tasks, mix, 96, seed=0), collate
         case "text":
             module = TextPretraining(arm.model.text_decoder, **SCHEDULE)
@@ -105,9 +171,15 @@ def make(
             weights = {"caption": 1.0, "region": 1.0, "reconstruction": 1.0}
             regions = RegionCollate(tasks.split, tasks.language, tokenizer)
             return ContrastivePretraining(model, weights, **SCHEDULE), Rows(40, seed=0), regions
+        case "represent":
+            settings = {"num_queries": 4, "dim": 32, "depth": 1, "num_heads": 2}
+            connector = build("connector", {"name": "q_former", **settings}, 24, 32, 16)
+            learner = RepresentationModel(arm.model.encoder.requires_grad_(False), connector, len(tokenizer))
+            regions = RegionCollate(tasks.split, tasks.language, tokenizer)
+            return RepresentationTraining(learner, **SCHEDULE), Rows(40, seed=0), regions
         case "image":
             decoder = build("image_decoder", {"name": "transformer", "dim": 32}, 24, 16, 32)
             autoencoder = ImageAutoencoder(arm.model.encoder, None, decoder)
-            module = ImageDecoderTraining(autoencoder, 0.1, ["image_decoder"], **SCHEDULE)
+            module = ImageDecoderTraining(autoencoder, 0.0 if quiet else 0.1, ["image_decoder"], **SCHEDULE)
             return module, Rows(40, seed=0), PixelCollate(tasks.split)
     raise AssertionError(kind)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ import pytorch_lightning as pl
 import torch
 
 from lab.errors import LabError
-from lab.training.callbacks import LastCheckpoint
 from lab.training.fit import FitSettings
 from lab.training.modules import StageModule
 
@@ -111,14 +112,14 @@ def test_random_states_continue(training: Training, at: Any, settings: FitSettin
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, socket, sys
 import pytest
-from lab.training.callbacks import LastCheckpoint
+from lab.training.checkpoints import LastCheckpoint
 
 save = LastCheckpoint.save
 def killed(self, trainer):
     if trainer.global_step == 10:  # half of a checkpoint is written
-        path = self.path.with_suffix(".partial")
+        path = self.path.with_name(f"last.{socket.gethostname()}.{os.getpid()}.partial")
         path.write_bytes(self.path.read_bytes()[: self.path.stat().st_size // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, trainer)
@@ -138,10 +139,13 @@ def test_killed_while_it_writes_a_checkpoint(training: Training, tmp_path: Path)
         timeout=120,
     )
     assert process.returncode == -signal.SIGKILL, process.stdout.decode()
-    assert {path.name for path in place.iterdir()} == {"last.ckpt", "last.partial"}
+    half = [path.name for path in place.glob("last.*.partial")]
+    assert {path.name for path in place.iterdir()} == {"last.ckpt", *half}
+    assert len(half) == 1
     checkpoint = torch.load(place / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 5
     continued, record = training("unified", "work")
+    assert [path.name for path in place.iterdir()] == ["last.ckpt"]  # and the half is gone
     assert min(record.steps) == 6
     whole, expected = training("unified", "whole")
     assert_equal(whole, continued)
@@ -172,38 +176,29 @@ def test_checkpoints_are_data_not_programs(
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(
-    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training: Training, at: Any, settings: FitSettings, together: Callable[..., Any], tmp_path: Path
 ) -> None:
-    save = LastCheckpoint.save
+    """No file may grow beyond half a checkpoint from step 7 on, as if a quota were reached."""
 
-    def full(self: LastCheckpoint, trainer: pl.Trainer) -> None:
-        if trainer.global_step == 10:
-            self.path.with_suffix(".partial").write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save(self, trainer)
+    def fill(trainer: pl.Trainer) -> None:
+        half = (tmp_path / "work" / "last.ckpt").stat().st_size // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, resource.RLIM_INFINITY))
 
-    monkeypatch.setattr(LastCheckpoint, "save", full)
-    with pytest.raises(LabError, match=r"unified: could not write .* No space left on device"):
-        training("unified", "work")
+    with pytest.raises(LabError, match=r"unified: could not write to .*/work: .*File too large.*free some"):
+        together(1, lambda: training("unified", "work", settings, at(7, fill)))
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "work" / "last.ckpt", weights_only=True)["global_step"] == 5
-
-
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_an_interruption_and_no_success(
-    training: Training, at: Any, settings: FitSettings, number: int
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        training("unified", "work", settings, at(7, lambda trainer: os.kill(os.getpid(), number)))
-    continued, record = training("unified", "work")
-    assert min(record.steps) == 6
+    continued, _ = training("unified", "work")
     assert_equal(training("unified", "whole")[0], continued)
+
+
+def test_what_others_write_now_is_left_alone(training: Training, tmp_path: Path) -> None:
+    here, work = socket.gethostname(), tmp_path / "work"
+    work.mkdir()
+    alive, dead = os.getppid(), 2**22 + 1  # more than the kernel's largest
+    for name in (f"{here}.{alive}", f"{here}.{dead}", f"elsewhere.{dead}", f"gone.{dead}"):
+        (work / f"last.{name}.partial").touch()
+    os.utime(work / f"last.gone.{dead}.partial", (0, 0))
+    training()
+    left = {path.name for path in work.glob("*.partial")}
+    assert left == {f"last.{here}.{alive}.partial", f"last.elsewhere.{dead}.partial"}
