@@ -11,15 +11,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lab.config import Params, check_params, read_tree
+from lab.config import Params, check_params, read_tree, tree_of
 from lab.errors import LabError, nearest
+from lab.graph.execution import Context, execute, prepare
 from lab.graph.node import RECORD
 from lab.graph.small import small_params
-from lab.graph.stages import Context, execute, instance_kinds, prepare, stages_of
+from lab.graph.stages import instance_kinds, stages_of
 from lab.graph.system import read_system
 
 
@@ -71,7 +72,7 @@ def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None])
 
 def arm_folder(folder: Path, params: Params) -> Path:
     """Where an arm of these parameters lives, below `.lab/arms`."""
-    digest = hashlib.sha256(json.dumps(asdict(params), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(tree_of(params), sort_keys=True).encode()).hexdigest()[:8]
     name = params.system or f"{params.connectors[0]}-{next(iter(params.mixes))}"
     return folder / ".lab" / "arms" / f"{name}-{digest}"
 
@@ -96,23 +97,21 @@ def run_chain(
     import yaml
 
     arm.mkdir(parents=True, exist_ok=True)
-    (arm / "params.yaml").write_text(yaml.safe_dump(asdict(params), sort_keys=False))
+    (arm / "params.yaml").write_text(yaml.safe_dump(tree_of(params), sort_keys=False))
     instance = {"connector": params.connectors[0], "mix": next(iter(params.mixes))}
     metrics: dict[str, Any] = {}
     for name in params.recipe:
         words = [instance[kind] for kind in instance_kinds(stages_of(params)[name])]
-        context = prepare(arm, params, name, *words, work=folder / ".lab" / "work")
+        context = prepare(arm, params, name, *words, home=folder)
         link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
         declared = folder / "output" / link.relative_to(arm / "output")
-        for place, numbers in (
-            (declared, folder / "metrics" / context.metrics_name),
-            (node, node.with_suffix(".json")),
-        ):
+        stated = folder / "metrics" / context.numbers.relative_to(arm / "metrics")
+        for place, numbers in ((declared, stated), (node, node.with_suffix(".json"))):
             # data alone has no metrics; elsewhere a kill may have come between them and the output
             if _identity(place) == context.node.identity and (numbers.exists() or name == "data"):
                 metrics = json.loads(numbers.read_text()) if numbers.exists() else {}
                 _link(link, place)
-                _write(arm / "metrics" / context.metrics_name, metrics)
+                _write(context.numbers, metrics)
                 print(f"{context.node.label}: reused from {os.path.relpath(place, folder)}", flush=True)
                 break
         else:

@@ -247,6 +247,7 @@ def _open(
         **{"level": "stage", "stage": stage, "arm": arm or "", "identity": identity},
         **process.signature(),
         **source.git_tags(),
+        **source.environment_tags(),
         **_ORIGIN,
         "mlflow.source.name": f"lab stage {stage}",
         "mlflow.user": _user(),

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,24 +26,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ROOT = Path(__file__).parents[2]
+Lab = Callable[..., "subprocess.Popen[str]"]
 ARM, NEW = "linear-understanding", "mlp-understanding"
 SHARED = ("data", "judge", "encoder", "text_decoder", "image_decoder")
 INSTRUCT_STEPS = 150  # a few seconds, to have time to kill it
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Path:
     """A checkout with the smoke pipeline at its root: one connector, one mix."""
-    folder = tmp_path_factory.mktemp("repository")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
-    for name in filter(None, names):
-        if not name.startswith("tests/") and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    for made in ("dvc.lock", "metrics", "output"):  # of whoever works in the checkout
-        place = folder / made
-        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+    folder = copy_checkout(tmp_path_factory.mktemp("repository"))
     smoke = yaml.safe_load((ROOT / "experiments" / "ablations" / "smoke" / "params.yaml").read_text())
     smoke |= {
         "root": ".",
@@ -61,30 +54,6 @@ def write(folder: Path, params: dict[str, Any]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {
-        **kept,
-        "LAB_TRACKING": "on",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder),
-        "PATH": path,
-        **more,
-    }
-
-
-def lab(folder: Path, *words: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "lab", *words],
-        cwd=cwd or folder,
-        env=environment(folder, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     text, _ = process.communicate(timeout=300)
     assert process.returncode == code, text
@@ -96,7 +65,7 @@ def ran(text: str) -> set[str]:
     return set(re.findall(r"ok\s+(\S+): ran", text))
 
 
-def test_a_stage_is_killed_midway(repository: Path) -> None:
+def test_a_stage_is_killed_midway(repository: Path, lab: Lab) -> None:
     """kill -9 of the instruct stage once it has a checkpoint: it fails, and what needs it is held back."""
     runner = lab(repository, "repro", "--jobs", "2")
     victim = instruct_with_checkpoint(runner, repository)
@@ -134,7 +103,7 @@ def steps(folder: Path) -> list[int]:
     return [int(step) for step in re.findall(rf"(\d+)/{INSTRUCT_STEPS} ", text)]
 
 
-def test_the_same_command_goes_on_and_a_new_word_trains_its_arm_alone(repository: Path) -> None:
+def test_the_same_command_goes_on_and_a_new_word_trains_its_arm_alone(repository: Path, lab: Lab) -> None:
     params = yaml.safe_load((repository / "params.yaml").read_text())
     write(repository, {**params, "connectors": ["linear", "mlp"]})
     text = finished(lab(repository, "repro", "--jobs", "2"))
@@ -146,7 +115,7 @@ def test_the_same_command_goes_on_and_a_new_word_trains_its_arm_alone(repository
     assert not list((repository / ".lab" / "work").glob("*"))
 
 
-def test_plain_dvc_finds_nothing_to_do(repository: Path) -> None:
+def test_plain_dvc_finds_nothing_to_do(repository: Path, environment: Callable[..., dict[str, str]]) -> None:
     command = [sys.executable, "-m", "dvc", "repro"]
     done = subprocess.run(
         command, cwd=repository, env=environment(repository), capture_output=True, text=True, timeout=120
@@ -156,7 +125,9 @@ def test_plain_dvc_finds_nothing_to_do(repository: Path) -> None:
     assert "up to date" in done.stdout
 
 
-def test_the_killed_stage_ended_as_if_nothing_had_happened(repository: Path, tmp_path: Path) -> None:
+def test_the_killed_stage_ended_as_if_nothing_had_happened(
+    repository: Path, tmp_path: Path, lab: Lab
+) -> None:
     """Weights and metrics are those of an undisturbed run of the stage, bit for bit."""
     shutil.copy(repository / "params.yaml", tmp_path)
     (tmp_path / "output" / "align").mkdir(parents=True)
@@ -177,6 +148,7 @@ def test_the_killed_stage_ended_as_if_nothing_had_happened(repository: Path, tmp
     ]
     for one in metrics:
         assert one.pop("cost/train_seconds") > 0
+        assert one.pop("cost/peak_memory_mb") > 0
     assert metrics[0] == metrics[1]
 
 
@@ -270,7 +242,7 @@ def test_no_weights_are_kept_twice(repository: Path) -> None:
     assert not kinds & {".safetensors", ".ckpt", ".pt", ".npz"}
 
 
-def test_a_trained_arm_answers_and_draws(repository: Path, tmp_path: Path) -> None:
+def test_a_trained_arm_answers_and_draws(repository: Path, tmp_path: Path, lab: Lab) -> None:
     from PIL import Image
 
     Image.new("RGB", (50, 40), "red").save(tmp_path / "picture.png")
@@ -289,7 +261,7 @@ def test_a_trained_arm_answers_and_draws(repository: Path, tmp_path: Path) -> No
         assert picture.size == (256, 256)
 
 
-def test_an_arm_of_ones_own_reuses_what_the_pipeline_made(repository: Path) -> None:
+def test_an_arm_of_ones_own_reuses_what_the_pipeline_made(repository: Path, lab: Lab) -> None:
     trained = lab(repository, "train", "connector=mlp")
     wrong = lab(repository, "ask", "mlp-understandin", "nothing.png", "what ?")
     text = finished(trained)

@@ -28,7 +28,7 @@ def tiny_params() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory, tiny_params: dict[str, Any]) -> Path:
     """The arm linear-understanding, from data to evaluation; to be read, not changed."""
-    from lab.graph.stages import run_stage
+    from lab.graph.execution import run_stage
 
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params, sort_keys=False))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lab.config import Params
+from lab.graph.execution import world_of
 from lab.graph.small import small_params
-from lab.graph.stages import UNIFIED, world_of
+from lab.graph.stages import UNIFIED
 from lab.graph.system import find, names, read_system
 from lab.models.arm import Arm, new_arm
 from lab.registry import build

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from lab.errors import LabError
-from lab.graph.runner import Pipeline, _last, _lines, cores, default_jobs
+from lab.graph.runner import _last, _lines, cores, default_jobs
+from lab.graph.task import Pipeline, Task
 
 STEP = """
 import json, os, pathlib, sys, time, yaml
@@ -220,8 +221,15 @@ def test_targets_and_mistakes(folder: Path, start: Start, tmp_path: Path) -> Non
 
 
 def test_select_takes_groups_patterns_and_what_they_need() -> None:
-    pipeline = Pipeline({"data": set(), "align@x": {"data"}, "align@y": {"data"}, "end": {"align@x"}}, set())
-    assert pipeline.select([]) == set(pipeline.parents)
+    parents = {"data": set(), "align@x": {"data"}, "align@y": {"data"}, "end": {"align@x"}}
+    place = Path("here")
+    pipeline = Pipeline(
+        {
+            name: Task(name, "", place, place, (), (), frozenset(needed), place)
+            for name, needed in parents.items()
+        }
+    )
+    assert pipeline.select([]) == set(parents)
     assert pipeline.select(["align"]) == {"data", "align@x", "align@y"}
     assert pipeline.select(["*@y"]) == {"data", "align@y"}
     assert pipeline.descendants(["align@x"]) == {"align@x", "end"}

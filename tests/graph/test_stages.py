@@ -13,8 +13,8 @@ import yaml
 from lab.config import check_params
 from lab.errors import LabError
 from lab.graph import node as nodes
-from lab.graph.node import Node, publish, record_of
-from lab.graph.stages import STAGES, prepare, run_stage
+from lab.graph.execution import WORK, prepare, run_stage
+from lab.graph.node import Node, content_of, publish, record_of
 
 
 @pytest.fixture
@@ -119,13 +119,16 @@ def test_a_failed_stage_leaves_what_was_there(
     folder = tmp_path / "copy"
     shutil.copytree(tiny_pipeline, folder)
     monkeypatch.chdir(folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["judge"]["steps"] += 1
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
     before = {path: path.read_bytes() for path in (folder / "output" / "judge").iterdir()}
 
     def fails(context: Any) -> dict[str, Any]:
         (context.out / "half").write_text("half")
         raise LabError("no")
 
-    monkeypatch.setitem(STAGES, "judge", fails)
+    monkeypatch.setitem(WORK, "judge", fails)
     assert complaint("judge") == "no"
     assert {path: path.read_bytes() for path in (folder / "output" / "judge").iterdir()} == before
     monkeypatch.undo()
@@ -134,8 +137,30 @@ def test_a_failed_stage_leaves_what_was_there(
     assert {path.name for path in (folder / "output" / "judge").iterdir()} == {path.name for path in before}
 
 
+def test_what_was_published_stands_unless_a_byte_of_it_changed(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage that was killed after its end, before DVC knew of it, does not run again."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_pipeline, folder)
+    monkeypatch.chdir(folder)
+    expected = json.loads((folder / "metrics" / "judge.json").read_text())
+    assert run_stage("judge") == expected
+    assert "judge: done before" in capsys.readouterr().out
+    weights = folder / "output" / "judge" / "judge.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    shutil.rmtree(folder / "output" / "image_decoder")
+    assert "output/judge/judge.safetensors: damaged" in complaint("image_decoder")
+    run_stage("judge")
+    assert "done before" not in capsys.readouterr().out
+    assert weights.read_bytes() != bytes(content)
+
+
 def test_publishing_is_all_or_nothing(tmp_path: Path) -> None:
-    node = Node("align", "linear", "0" * 16, tmp_path / "output" / "align" / "linear", tmp_path / "work")
+    content = content_of("align", "linear", {"seed": 0}, [], {"data": "0" * 16})
+    node = Node("align", "linear", content, tmp_path / "output" / "align" / "linear", tmp_path / "work")
 
     def write(text: str, fail: bool = False) -> None:
         with publish(node) as out:
@@ -150,9 +175,13 @@ def test_publishing_is_all_or_nothing(tmp_path: Path) -> None:
     write("third")
     assert (node.output / "file").read_text() == "third"
     assert json.loads((node.output / "node.json").read_text()) == {
+        "identity": node.identity,
         "stage": "align",
         "instance": "linear",
-        "identity": "0" * 16,
+        "parameters": {"seed": 0},
+        "code": {},
+        "upstream": {"data": "0" * 16},
+        "outputs": {"file": "dd5c8bf51558ffcbe5007071908e9524"},
     }
 
 

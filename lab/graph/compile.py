@@ -1,0 +1,489 @@
+"""Compiles an ablation: its arms become nodes, and nodes of equal content are one node.
+
+A node is one stage with all that it reads. Its name says which levels it depends on:
+`instruct@q_former-even-s0` is the instruction tuning of all arms that agree in these levels and this seed. A
+level is named where it sets something that the node, or a node before it, reads; the name therefore does not
+change when levels are added or their order changes. Files that are written:
+
+    nodes/LABEL/STAGE.yaml   all that the node reads: settings, and the nodes whose outputs it takes
+    nodes/LABEL/dvc.yaml     the DVC stages of one label, few a file: DVC's cost grows with the square of them
+    dvc.yaml, compare.yaml   the comparison, from which `dvc repro` reaches everything
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.errors import LabError
+from lab.graph.ablation import Ablation, Arm
+from lab.graph.node import REPOSITORY
+from lab.graph.stages import UNIFIED, Stage, code_of, identified_by, stages_of
+from lab.graph.task import Task
+
+_HEAD = "# Compiled from ablation.yaml by `lab graph compile`; change that, not this.\n"
+_UNTRAINED = ("data", "judge", "evaluate")  # stages whose cost is no part of an arm's
+_EVERYTHING = "all"  # label of a node that no level and no seed touches
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """One distinct piece of work.
+
+    Attributes:
+        stage, label: its name in two parts.
+        params: of one of the arms that share it, with the seed.
+        connector, mix: of the instance, "" where the stage has none.
+        arm: the label without the seed where the node belongs to that arm alone, else "".
+        inputs: stage upstream -> name of the node whose output it takes.
+        parts: role -> where below `output/` the part lies that an earlier node trained.
+        numbers: stages upstream whose metrics it reads.
+        code: files and folders of the repository that shape its numbers.
+        reads: dotted key -> value of its parameters.
+        key: hash of all this but code, and of the nodes upstream.
+    """
+
+    stage: str
+    label: str
+    params: Any
+    connector: str
+    mix: str
+    arm: str
+    inputs: Mapping[str, str]
+    parts: Mapping[str, str]
+    numbers: tuple[str, ...]
+    code: tuple[str, ...]
+    reads: Mapping[str, Any]
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}@{self.label}"
+
+    @property
+    def output(self) -> str:
+        """Its output folder, relative to the ablation's."""
+        return f"output/{self.stage}/{self.label}"
+
+    @property
+    def metrics(self) -> str | None:
+        """Its metrics file, likewise; data has none."""
+        return None if self.stage == "data" else f"metrics/{self.stage}/{self.label}.json"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A compiled ablation.
+
+    Attributes:
+        ablation: what it was compiled from.
+        nodes: by name, each after those that it needs.
+        arms: arm -> seed -> names of all the nodes that it needs, in order.
+    """
+
+    ablation: Ablation
+    nodes: Mapping[str, GraphNode]
+    arms: Mapping[str, Mapping[int, tuple[str, ...]]]
+
+    @property
+    def folder(self) -> Path:
+        return self.ablation.folder
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[int, str]]:
+        """Arm -> seed -> name of the node that evaluates it."""
+        return {
+            arm: {
+                seed: next(name for name in names if self.nodes[name].stage == "evaluate")
+                for seed, names in by_seed.items()
+            }
+            for arm, by_seed in self.arms.items()
+        }
+
+
+def compile_graph(ablation: Ablation) -> Graph:
+    """Finds the distinct nodes of all arms and names them.
+
+    Raises:
+        LabError: two different nodes would get one name.
+    """
+    known = _Labels(ablation.folder)
+    drafts = {
+        (arm.name, seed): chain
+        for arm in ablation.arms
+        for seed, chain in _chains(arm, ablation.seeds, ablation.replicate_from).items()
+    }
+    for chain in drafts.values():
+        for draft in chain:
+            known.propose(draft)
+    labels = known.choose()
+    nodes: dict[str, GraphNode] = {}
+    arms: dict[str, dict[int, tuple[str, ...]]] = {}
+    for (arm_name, seed), chain in drafts.items():
+        names = []
+        for draft in chain:
+            node = draft.node(labels)
+            if nodes.setdefault(node.name, node).key != node.key:
+                raise LabError(
+                    f"{ablation.folder / 'ablation.yaml'}: two different nodes would be called "
+                    f"'{node.name}'; give the levels that tell them apart other names"
+                )
+            names.append(node.name)
+        arms.setdefault(arm_name, {})[seed] = tuple(names)
+    order = {stage: index for index, stage in enumerate(_stages_in_order(drafts.values()))}
+    ordered = sorted(nodes.values(), key=lambda node: (order[node.stage], node.label))
+    return Graph(ablation, {node.name: node for node in ordered}, arms)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A node before labels are chosen."""
+
+    stage: str
+    label: str
+    key: str
+    params: Any
+    given: Mapping[str, str]
+    definition: Stage
+    reads: Mapping[str, Any]
+    upstream: Mapping[str, _Draft]
+    arm: str
+
+    def node(self, labels: Mapping[str, str]) -> GraphNode:
+        at = {word: labels[draft.key] for word, draft in self.upstream.items()}
+        uses_mix = any(key.startswith("mixes.") for key in self.reads)
+        return GraphNode(
+            stage=self.stage,
+            label=labels[self.key],
+            params=self.params,
+            connector=self.given["connector"] if "connector" in self.definition.roles else "",
+            mix=self.given["mix"] if uses_mix else "",
+            arm=self.arm,
+            inputs={word: f"{word}@{label}" for word, label in at.items()},
+            parts={
+                role: f"{word}/{at[word]}/{below}".rstrip("/")
+                for role, (word, below) in self.definition.parts.items()
+            },
+            numbers=self.definition.numbers,
+            code=tuple(code_of(self.params, self.definition, self.given)),
+            reads=self.reads,
+            key=self.key,
+        )
+
+
+def _chains(arm: Arm, seeds: Iterable[int], replicate_from: str) -> dict[int, list[_Draft]]:
+    """Seed -> the nodes of one arm, in order."""
+    stages = stages_of(arm.params)
+    given = {"connector": arm.params.connectors[0], "mix": next(iter(arm.params.mixes))}
+    reads = {name: identified_by(arm.params, name, given) for name in arm.params.recipe}
+    return {seed: _chain(arm, seed, replicate_from, stages, given, reads) for seed in seeds}
+
+
+def _chain(
+    arm: Arm,
+    seed: int,
+    replicate_from: str,
+    stages: Mapping[str, Stage],
+    given: Mapping[str, str],
+    all_reads: Mapping[str, Mapping[str, Any]],
+) -> list[_Draft]:
+    recipe = arm.params.recipe
+    replicated = recipe[recipe.index(replicate_from) :]
+    last_joint = max((recipe.index(stage) for stage in recipe if stage in UNIFIED), default=len(recipe))
+    chain: dict[str, _Draft] = {}
+    touched: dict[str, set[str]] = {}  # stage -> factors that it, or what it needs, depends on
+    seeded: set[str] = set()
+    for index, name in enumerate(recipe):
+        definition = stages[name]
+        # all seeds are evaluated on the same samples, so that they can be paired
+        own = replace(arm.params, seed=seed) if name in replicated and name != "evaluate" else arm.params
+        reads = {**all_reads[name], "seed": own.seed}
+        upstream = {word: chain[word] for word in (text.partition("/")[0] for text in definition.upstream)}
+        touched[name] = {
+            factor for factor, keys in arm.touched.items() if _meet(keys, reads, given, definition)
+        }
+        touched[name] |= {factor for word in upstream for factor in touched[word]}
+        if name in replicated or seeded & upstream.keys():
+            seeded.add(name)
+        levels = [level for factor, level in arm.levels.items() if factor in touched[name]]
+        words = [*levels, *([f"s{seed}"] if name in seeded else [])]
+        content = {
+            "stage": name,
+            "reads": {_unnamed(key): value for key, value in reads.items()},
+            "connector": given["connector"] if "connector" in definition.roles else "",
+            "upstream": {word: draft.key for word, draft in upstream.items()},
+        }
+        chain[name] = _Draft(
+            stage=name,
+            label="-".join(words) or _EVERYTHING,
+            key=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
+            params=own,
+            given=given,
+            definition=definition,
+            reads=reads,
+            upstream=upstream,
+            arm="-".join(levels) if index >= last_joint else "",
+        )
+    return list(chain.values())
+
+
+def _unnamed(key: str) -> str:
+    """The key of a mix without its name, which changes no number."""
+    return "mix" if key.startswith("mixes.") else key
+
+
+def _meet(keys: Iterable[str], reads: Mapping[str, Any], given: Mapping[str, str], definition: Stage) -> bool:
+    """Whether a level sets anything that a stage reads."""
+    read = {_unnamed(key) for key in reads}
+    if "connector" in definition.roles:
+        read |= {"connector", f"settings.connector.{given['connector']}"}
+    return any(_covers(key, one) or _covers(one, key) for key in keys for one in read)
+
+
+def _covers(key: str, other: str) -> bool:
+    return other == key or other.startswith(f"{key}.")
+
+
+class _Labels:
+    """One label for every content: of several, the one that was compiled before, else the shortest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._proposed: dict[str, set[tuple[str, str]]] = {}
+
+    def propose(self, draft: _Draft) -> None:
+        self._proposed.setdefault(draft.key, set()).add((draft.stage, draft.label))
+
+    def choose(self) -> dict[str, str]:
+        return {
+            key: min(found, key=lambda name: (not self._known(*name), len(name[1]), name[1]))[1]
+            for key, found in self._proposed.items()
+        }
+
+    def _known(self, stage: str, label: str) -> bool:
+        return (self.folder / "nodes" / label / f"{stage}.yaml").exists()
+
+
+def _stages_in_order(chains: Iterable[list[_Draft]]) -> list[str]:
+    """All stages; where recipes differ, each after those that come before it in any of them."""
+    from graphlib import TopologicalSorter
+
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for chain in chains:
+        names = [draft.stage for draft in chain]
+        for before, after in zip([None, *names], names, strict=False):
+            sorter.add(after, *([before] if before else []))
+    return list(sorter.static_order())
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def files_of(graph: Graph) -> dict[str, str]:
+    """Relative path -> text of every file that the graph compiles to."""
+    by_label: dict[str, list[GraphNode]] = {}
+    for node in graph.nodes.values():
+        by_label.setdefault(node.label, []).append(node)
+    files = {"compare.yaml": _compare(graph), "dvc.yaml": _compare_stage(graph)}
+    for label, nodes in by_label.items():
+        files[f"nodes/{label}/dvc.yaml"] = (
+            _HEAD + "stages:\n" + "".join(_stage(graph, node) for node in nodes)
+        )
+        for node in nodes:
+            files[f"nodes/{label}/{node.stage}.yaml"] = _node(node)
+    return files
+
+
+def write(graph: Graph) -> list[str]:
+    """Writes the files of a graph and removes those of an earlier one.
+
+    Returns:
+        Relative paths of what changed.
+    """
+    folder, files = graph.folder, files_of(graph)
+    changed = []
+    for name, text in files.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, path)
+            changed.append(name)
+    for path in sorted(folder.glob("nodes/*/*.yaml")):
+        name = path.relative_to(folder).as_posix()
+        if name not in files and path.read_text(encoding="utf-8").startswith(_HEAD):
+            path.unlink()
+            changed.append(name)
+            if path.name == "dvc.yaml":
+                path.with_name("dvc.lock").unlink(missing_ok=True)
+    for place in folder.glob("nodes/*"):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+    return changed
+
+
+def tasks_of(graph: Graph) -> dict[str, Task]:
+    """Every node, and the comparison, as a task; each after those that it needs."""
+    folder = graph.folder.resolve()
+
+    def task(name: str, file: Path, deps: list[str], outs: list[str], parents: Iterable[str]) -> Task:
+        command = f"lab stage {name}"
+        return Task(name, command, folder, file, tuple(deps), tuple(outs), frozenset(parents), folder)
+
+    tasks = {
+        node.name: task(
+            node.name,
+            folder / "nodes" / node.label / "dvc.yaml",
+            _dependencies(graph, node),
+            [node.output, *([node.metrics] if node.metrics else [])],
+            node.inputs.values(),
+        )
+        for node in graph.nodes.values()
+    }
+    outs = ["output/compare", "metrics/comparison.json"]
+    compared = [node.name for node in graph.nodes.values() if node.stage not in ("data", "judge")]
+    return tasks | {"compare": task("compare", folder / "dvc.yaml", _compared(graph), outs, compared)}
+
+
+def _dependencies(graph: Graph, node: GraphNode) -> list[str]:
+    taken = [graph.nodes[name].output for name in node.inputs.values()]
+    numbers = [graph.nodes[node.inputs[word]].metrics for word in node.numbers]
+    code = [_relative(graph, place) for place in node.code]
+    return [f"nodes/{node.label}/{node.stage}.yaml", *taken, *filter(None, numbers), *code]
+
+
+def _relative(graph: Graph, place: str) -> str:
+    if Path(place).is_absolute():  # a component of one's own, outside the repository
+        return place
+    return Path(os.path.relpath(REPOSITORY / place, graph.folder)).as_posix()
+
+
+def _stage(graph: Graph, node: GraphNode) -> str:
+    lines = [
+        f"  {node.stage}:",
+        f"    foreach: [{node.label}]",
+        "    do:",
+        "      wdir: ../..",
+        f"      cmd: lab stage {node.name}",
+        "      deps:",
+        *(f"      - {_quoted(place)}" for place in _dependencies(graph, node)),
+        f"      outs: [{node.output}]",
+    ]
+    if node.metrics:
+        lines.append(f"      metrics: [{{{node.metrics}: {{cache: false}}}}]")
+    return "\n".join(lines) + "\n"
+
+
+def _node(node: GraphNode) -> str:
+    tree = {
+        "stage": node.stage,
+        "connector": node.connector,
+        "mix": node.mix,
+        "arm": node.arm,
+        "inputs": {word: name.partition("@")[2] for word, name in node.inputs.items()},
+        "parts": dict(node.parts),
+        "numbers": list(node.numbers),
+        "code": list(node.code),
+        "params": _nested(node),
+    }
+    return _HEAD + _dump(tree)
+
+
+def _nested(node: GraphNode) -> dict[str, Any]:
+    tree: dict[str, Any] = {"connectors": [node.connector]} if node.connector else {}
+    for key, value in node.reads.items():
+        place, parts = tree, key.split(".")
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+        place[parts[-1]] = value
+    return tree
+
+
+def _compare(graph: Graph) -> str:
+    ablation = graph.ablation
+    tree = {
+        "name": ablation.name,
+        "claim": None if ablation.claim is None else _plain(ablation.claim),
+        "metrics": list(ablation.metrics),
+        "factors": {factor.name: list(factor.levels) for factor in ablation.factors},
+        "aliases": list(ablation.aliases),
+        "seeds": list(ablation.seeds),
+        "budget": None if ablation.budget is None else _plain(ablation.budget),
+        "arms": {
+            arm.name: {
+                "levels": dict(arm.levels),
+                "evaluate": {
+                    seed: name.partition("@")[2] for seed, name in graph.evaluations[arm.name].items()
+                },
+                "cost": {
+                    seed: [name for name in names if graph.nodes[name].stage not in _UNTRAINED]
+                    for seed, names in graph.arms[arm.name].items()
+                },
+            }
+            for arm in ablation.arms
+        },
+    }
+    return _HEAD + _dump(tree)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        key: list(item) if isinstance(item, tuple) else dict(item) if isinstance(item, Mapping) else item
+        for key, item in asdict(value).items()
+    }
+
+
+def _compared(graph: Graph) -> list[str]:
+    taken: dict[str, None] = {"compare.yaml": None}
+    for by_seed in graph.evaluations.values():
+        for name in by_seed.values():
+            taken |= {
+                f"metrics/{name.replace('@', '/')}.json": None,
+                f"output/{name.replace('@', '/')}": None,
+            }
+    for node in graph.nodes.values():
+        if node.metrics and node.stage not in ("judge", "evaluate"):
+            taken[node.metrics] = None
+    code = (_relative(graph, place) for place in ("lab/reports", "lab/evaluation/statistics.py"))
+    return [*sorted(taken), *code]
+
+
+def _compare_stage(graph: Graph) -> str:
+    lines = [
+        "stages:",
+        "  compare:",
+        "    cmd: lab stage compare",
+        "    deps:",
+        *(f"    - {_quoted(place)}" for place in _compared(graph)),
+        "    outs: [output/compare]",
+        "    metrics: [{metrics/comparison.json: {cache: false}}]",
+    ]
+    return _HEAD + "\n".join(lines) + "\n"
+
+
+def _quoted(place: str) -> str:
+    return place if all(letter.isalnum() or letter in "./_-" for letter in place) else json.dumps(place)
+
+
+def _dump(tree: Mapping[str, Any]) -> str:
+    return yaml.dump(
+        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes equal parts twice instead of pointing from one to the other."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
