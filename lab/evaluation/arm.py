@@ -51,7 +51,8 @@ def evaluate_arm(
         tasks: of the test split.
         settings: how many samples.
         seed: of phrasings and of the image decoder's noise.
-        out: receives `answers.json`, `samples.npz`, `samples.json` and `samples.png`.
+        out: receives `answers.json`, `samples.npz`, `samples.json`, `samples.png` and `scores.npz`: the score
+            of every sample by metric, in an order that all arms have.
 
     Returns:
         metrics (name -> value), intervals (name -> [low, high], 95% bootstrap over samples), chance (name ->
@@ -79,6 +80,8 @@ def evaluate_arm(
         metrics["understanding/vqa"] - half,
         metrics["understanding/vqa"] + half,
     ]
+    stored: dict[str, Any] = dict(scores)
+    np.savez(out / "scores.npz", **stored)  # its times are fixed: the same scores give the same bytes
     seconds = {"cost/evaluate_seconds": round(time.perf_counter() - start, 1)}
     return {
         "metrics": metrics | scalars | seconds,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import yaml
 
 from lab.errors import LabError
+from lab.evaluation.statistics import wilson_interval
 from lab.reports.measures import GENERATION, UNDERSTANDING, Measure
 
 
@@ -117,7 +120,16 @@ class Comparison:
         return common, {key: words for key, words in seen.items() if len(words) > 1}
 
 
-def pareto_front(arms: Iterable[Arm], first: Measure, second: Measure) -> tuple[Arm, ...]:
+class Scored(Protocol):
+    """What a front is made of."""
+
+    def value(self, measure: Measure) -> float | None: ...
+
+
+Point = TypeVar("Point", bound=Scored)
+
+
+def pareto_front(arms: Iterable[Point], first: Measure, second: Measure) -> tuple[Point, ...]:
     """Arms that are not beaten in both measures at once, by rising first measure."""
     points = [
         (a, b, arm)
@@ -146,7 +158,7 @@ def read(folder: Path) -> Comparison:
         raise LabError(
             f"nothing to compare: {folder / 'metrics' / 'evaluate'} is empty; run `lab repro` first"
         )
-    arms = {path.stem: _arm(path) for path in files}
+    arms = {path.stem: _arm(folder, path) for path in files}
     params = _params(folder / "params.yaml")
     declared = [f"{c}-{m}" for c in params.get("connectors") or () for m in params.get("mixes") or ()]
     kept = [name for name in declared if name in arms] or list(arms)
@@ -155,7 +167,7 @@ def read(folder: Path) -> Comparison:
         folder=folder,
         arms=tuple(arms[name] for name in kept),
         shared={
-            stage: _numbers(_json(path))
+            stage: numbers(read_json(path))
             for stage in ("judge", "encoder", "text_decoder", "image_decoder")
             if (path := folder / "metrics" / f"{stage}.json").exists()
         },
@@ -164,22 +176,32 @@ def read(folder: Path) -> Comparison:
     )
 
 
-def _arm(path: Path) -> Arm:
-    content = _json(path)
-    metrics = _numbers(content)
+def _arm(folder: Path, path: Path) -> Arm:
+    content = read_json(path)
+    metrics = numbers(content)
     if not metrics:
         raise LabError(f"{path}: no numbers under 'metrics'; run `lab repro` to evaluate this arm again")
+    intervals = {key: (float(a), float(b)) for key, (a, b) in (content.get("intervals") or {}).items()}
+    for key, scores in read_scores(folder / "output" / "evaluate" / path.stem / "scores.npz").items():
+        if (ends := intervals.get(key)) in ((0.0, 0.0), (1.0, 1.0)):
+            # A bootstrap of samples that are all right, or all wrong, has no width, which is no certainty.
+            intervals[key] = wilson_interval(round(ends[0] * scores.size), scores.size)
     return Arm(
         name=path.stem,
         choices={key: str(value) for key, value in (content.get("arm") or {}).items()},
         metrics=metrics,
-        intervals={key: (float(a), float(b)) for key, (a, b) in (content.get("intervals") or {}).items()},
+        intervals=intervals,
         chance={key: float(value) for key, value in (content.get("chance") or {}).items()},
         samples=int(content.get("samples") or 0),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A metric file.
+
+    Raises:
+        LabError: It is not JSON, or not a mapping.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -189,7 +211,23 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+def read_scores(path: Path) -> dict[str, np.ndarray]:
+    """The per-sample scores of an evaluation, (n,) each; none where they are not at hand.
+
+    Raises:
+        LabError: The file is broken.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
+    except FileNotFoundError:  # metrics are in git, outputs come with `dvc pull`
+        return {}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise LabError(f"{path}: not a file of scores ({error}); fetch it again with `dvc pull`") from error
+
+
+def numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a metric file, whether they stand under `metrics` or at its top."""
     values = content.get("metrics", content)
     return {
         key: float(value)
@@ -213,6 +251,9 @@ def _seconds(metrics: Path, arms: Iterable[str]) -> dict[str, float]:
     spent: dict[str, float] = {}
     for path in sorted([*metrics.glob("*.json"), *metrics.glob("*/*.json")]):
         stage = " ".join(path.relative_to(metrics).with_suffix("").parts)
-        if path.stem not in own and (seconds := _numbers(_json(path)).get("cost/train_seconds")) is not None:
+        if (
+            path.stem not in own
+            and (seconds := numbers(read_json(path)).get("cost/train_seconds")) is not None
+        ):
             spent[stage] = seconds
     return spent

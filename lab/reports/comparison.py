@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from lab.reports import tables
 from lab.reports.arms import Comparison, read
+from lab.reports.files import dump, write
 from lab.reports.measures import GENERATION, MEASURES, UNDERSTANDING
 from lab.tracking import Run, log_arm, log_view, start_run
 
@@ -28,7 +27,7 @@ def compare(folder: Path) -> Comparison:
     output = folder / "output" / "compare"
     with start_run(experiment=comparison.name, arm=None, stage="compare", name="compare") as run:
         numbers = _publish(comparison, output, run)
-    _write(folder / "metrics" / "comparison.json", _dump(numbers))
+    write(folder / "metrics" / "comparison.json", dump(numbers))
     print(f"The page with all pictures: {output / 'comparison.html'}")
     return comparison
 
@@ -49,14 +48,17 @@ def write_comparison(folder: Path, output: Path, run: Run | None = None) -> dict
 
 def _publish(comparison: Comparison, output: Path, run: Run | None) -> dict[str, Any]:
     from lab.reports.page import page
-    from lab.reports.plots import draw, read_samples
+    from lab.reports.plots import draw
+    from lab.reports.samples import read_samples
 
     output.mkdir(parents=True, exist_ok=True)
-    plots = draw(comparison, output)
-    _write(output / "comparison.md", tables.markdown(comparison))
-    _write(output / "comparison.csv", tables.comma_separated(comparison))
-    _write(output / "comparison.json", _dump(everything(comparison)))
-    _write(output / "comparison.html", page(comparison, plots, read_samples(comparison)))
+    evaluated = comparison.folder / "output" / "evaluate"
+    samples = read_samples({arm.name: evaluated / arm.name for arm in comparison.arms})
+    plots = draw(comparison, samples, output)
+    write(output / "comparison.md", tables.markdown(comparison))
+    write(output / "comparison.csv", tables.comma_separated(comparison))
+    write(output / "comparison.json", dump(everything(comparison)))
+    write(output / "comparison.html", page(comparison, plots, samples))
     tables.show(comparison)
     _record(comparison)
     if run is not None:
@@ -104,14 +106,3 @@ def _record(comparison: Comparison) -> None:
         log_arm(comparison.name, arm.name, arm.choices, arm.metrics)
     first = [UNDERSTANDING.name, GENERATION.name]  # side by side, before the UI's table runs out of width
     log_view(comparison.name, list(dict.fromkeys([*first, *(m.name for m in tables.columns(comparison))])))
-
-
-def _dump(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)  # never into a file that DVC's cache may share by a hard link

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,31 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A picture that was written.
+
+    Attributes:
+        path: The PNG.
+        title: What it shows.
+        caption: How to read it.
+    """
+
+    path: Path
+    title: str
+    caption: str
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     """Figures made inside have the look."""
     with matplotlib.rc_context(_STYLE):
         yield
+
+
+def pick(palette: Sequence[str], names: Sequence[str], name: str) -> str:
+    """The colour or marker of one of several names."""
+    return palette[names.index(name) % len(palette)]
 
 
 def save(figure: Figure, path: Path) -> None:

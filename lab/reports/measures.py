@@ -40,8 +40,16 @@ class Measure:
         """The value as a table shows it, without unit."""
         if value is None:
             return "-"
-        shown = value * self.factor
-        return f"{shown:.1f}" if self.rate or abs(shown) < 100 else f"{shown:.0f}"
+        return f"{value * self.factor:.{self.decimals(value)}f}"
+
+    def decimals(self, value: float) -> int:
+        """Digits behind the point: one for rates, else as many as give three digits."""
+        size = abs(value)
+        return 1 if self.rate or 10 <= size < 100 else 2 if size < 10 else 0
+
+    def change(self, difference: float) -> str:
+        """A difference with its sign, without unit."""
+        return f"{difference * self.factor:+.{self.decimals(difference)}f}"
 
 
 UNDERSTANDING = Measure("understanding/vqa", "VQA", "questions about held-out images answered exactly")
@@ -71,3 +79,29 @@ MEASURES = (
         rising=False,
     ),
 )
+
+# in the files and the CSV; in a table where a declaration names them
+_DETAILS = (
+    Measure("understanding/caption_things", "caption things", "share of a caption's things that are named"),
+    Measure("understanding/grounding_iou", "box IoU", "mean overlap of the given box with the digit's"),
+    Measure("understanding/grounding_well_formed", "box form", "answers that are a box at all"),
+    Measure("reconstruction/digit", "rebuilt digit", "digits still read as they are after reconstruction"),
+    Measure("reconstruction/psnr", "rebuilt PSNR", "PSNR of reconstructed images, dB", rate=False),
+)
+_KNOWN = {measure.name: measure for measure in (*MEASURES, *_DETAILS)}
+_FALLING = ("loss", "perplexity", "frechet", "cost", "seconds")
+
+
+def measure_of(name: str) -> Measure:
+    """The measure of a metric; of an unknown one what its name tells.
+
+    Args:
+        name: Key in the metric files.
+    """
+    if name in _KNOWN:
+        return _KNOWN[name]
+    if name.startswith(f"{UNDERSTANDING.name}/"):
+        kind = name.rpartition("/")[2].replace("_", " ")
+        return Measure(name, f"VQA: {kind}", f"questions of the kind '{kind}' answered exactly")
+    label = name.partition("/")[2].replace("_", " ") or name
+    return Measure(name, label, name, rate=False, rising=not any(word in name for word in _FALLING))

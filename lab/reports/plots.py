@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from lab.reports.arms import Arm, Comparison
-from lab.reports.look import COLOURS, INK, MARKERS, PALE, QUIET, save, styled
+from lab.reports.look import COLOURS, INK, MARKERS, PALE, QUIET, Plot, pick, save, styled
 from lab.reports.measures import GENERATION, MEASURES, UNDERSTANDING, Measure
+from lab.reports.samples import Samples, grid
 
 _DASHES = (0, (4, 2))
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A picture that was written.
-
-    Attributes:
-        path: The PNG.
-        title: What it shows.
-        caption: How to read it.
-    """
-
-    path: Path
-    title: str
-    caption: str
-
-
-def draw(comparison: Comparison, folder: Path) -> list[Plot]:
+def draw(comparison: Comparison, samples: Samples | None, folder: Path) -> list[Plot]:
     """Draws all pictures for which there are numbers.
 
     Args:
         comparison: What to show.
+        samples: Samples of all arms, where they were kept.
         folder: Where the PNGs go.
     """
     drawn = [
@@ -75,7 +59,6 @@ def draw(comparison: Comparison, folder: Path) -> list[Plot]:
             "As the judge reads them. Dashes are the ceiling: the image decoder given the real tokens.",
         ),
     ]
-    samples = read_samples(comparison)
     if samples:
         drawn.append(
             _save(
@@ -211,84 +194,11 @@ def _bars(
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="y")
     handles: list[Any] = [
-        Patch(color=_of(COLOURS, comparison.connectors, name), label=name) for name in comparison.connectors
+        Patch(color=pick(COLOURS, comparison.connectors, name), label=name) for name in comparison.connectors
     ]
     if any(reference(m.name) is not None for m in measures):
         handles.append(Line2D([], [], color=INK, linestyle=_DASHES, linewidth=1.3, label=dashes))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
-    return figure
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The same held-out samples as several arms drew and answered them.
-
-    Attributes:
-        texts: A sample's "prompt", "question" and "answer".
-        real: (S,H,W,3) uint8.
-        reconstructed: (S,H,W,3) uint8.
-        generated: Arm name -> (S,H,W,3) uint8.
-        predicted: Arm name -> S answers.
-    """
-
-    texts: Sequence[dict[str, str]]
-    real: np.ndarray
-    reconstructed: np.ndarray
-    generated: dict[str, np.ndarray]
-    predicted: dict[str, list[str]]
-
-
-def read_samples(comparison: Comparison) -> Samples | None:
-    """Collects the arms' sample files; arms that were shown other samples than the first are left out."""
-    first: Samples | None = None
-    for arm in comparison.arms:
-        folder = comparison.folder / "output" / "evaluate" / arm.name
-        if not (folder / "samples.npz").exists() or not (folder / "samples.json").exists():
-            continue
-        texts = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
-            # (S,3,H,W) -> (S,H,W,3)
-            pixels = {
-                name: arrays[name].transpose(0, 2, 3, 1) for name in ("real", "reconstructed", "generated")
-            }
-        if first is None:
-            first = Samples(texts, pixels["real"], pixels["reconstructed"], {}, {})
-        if np.array_equal(pixels["real"], first.real):
-            first.generated[arm.name] = pixels["generated"]
-            first.predicted[arm.name] = [str(text.get("predicted", "")) for text in texts]
-    return first
-
-
-def grid(samples: Samples, rows: int = 8) -> Figure:
-    """Prompt, real and reconstructed image, and what every arm drew: a row a sample."""
-    rows = min(rows, len(samples.texts), len(samples.real))
-    columns = {"real": samples.real, "reconstructed": samples.reconstructed, **samples.generated}
-    cell, words = 0.98, 2.9  # inches
-    head = 0.55
-    size = (words + cell * len(columns), head + cell * rows)
-    figure = plt.figure(figsize=size)
-    for row in range(rows):
-        bottom = (rows - row - 1) * cell / size[1]
-        prompt = textwrap.fill(str(samples.texts[row].get("prompt", "")), 42)
-        figure.text(0.0, bottom + cell / 2 / size[1], prompt, va="center", ha="left", fontsize=9)
-        for column, pixels in enumerate(columns.values()):
-            left = (words + column * cell) / size[0]
-            axes = figure.add_axes((left, bottom, cell * 0.95 / size[0], cell * 0.95 / size[1]))
-            axes.imshow(pixels[row], interpolation="nearest")
-            axes.axis("off")
-    for column, name in enumerate(columns):
-        middle = (words + (column + 0.475) * cell) / size[0]
-        title = name.replace("-", "\n", 1)
-        weight = "normal" if name in samples.generated else "bold"
-        figure.text(
-            middle,
-            (rows * cell + 0.04) / size[1],
-            title,
-            ha="center",
-            va="bottom",
-            fontsize=8.5,
-            weight=weight,
-        )
     return figure
 
 
@@ -306,11 +216,11 @@ def _save(
 
 def _legend(axes: Axes, comparison: Comparison, more: list[Any]) -> None:
     connectors = [
-        Line2D([], [], color=_of(COLOURS, comparison.connectors, name), linewidth=6, label=name)
+        Line2D([], [], color=pick(COLOURS, comparison.connectors, name), linewidth=6, label=name)
         for name in comparison.connectors
     ]
     mixes = [
-        Line2D([], [], color=INK, linestyle="", marker=_of(MARKERS, comparison.mixes, name), label=name)
+        Line2D([], [], color=INK, linestyle="", marker=pick(MARKERS, comparison.mixes, name), label=name)
         for name in comparison.mixes
     ]
     titles = [Line2D([], [], linestyle="", label=word) for word in ("connector", "mix")]
@@ -321,16 +231,12 @@ def _legend(axes: Axes, comparison: Comparison, more: list[Any]) -> None:
             text.set_color(QUIET)
 
 
-def _of(palette: Sequence[str], names: Sequence[str], name: str) -> str:
-    return palette[names.index(name) % len(palette)]
-
-
 def _colour(comparison: Comparison, arm: Arm) -> str:
-    return _of(COLOURS, comparison.connectors, arm.connector)
+    return pick(COLOURS, comparison.connectors, arm.connector)
 
 
 def _marker(comparison: Comparison, arm: Arm) -> str:
-    return _of(MARKERS, comparison.mixes, arm.mix)
+    return pick(MARKERS, comparison.mixes, arm.mix)
 
 
 def _both(arm: Arm) -> bool:

@@ -27,7 +27,7 @@ def half_width(arm: Arm, measure: Measure) -> str:
     """Half the width of the 95% interval, as shown behind ±; empty where there is none."""
     if measure.name not in arm.intervals or measure.name not in arm.metrics:
         return ""
-    return f"±{sum(arm.errors(measure)) / 2:.1f}"
+    return f"±{sum(arm.errors(measure)) / 2:.{measure.decimals(arm.metrics[measure.name])}f}"
 
 
 def show(comparison: Comparison) -> None:

@@ -73,6 +73,24 @@ def test_it_is_the_same_every_time_and_whatever_the_batch(evaluate: Evaluate, tm
         assert three[part] == pytest.approx(one[part], rel=1e-4)
 
 
+def test_the_score_of_every_sample_is_kept(evaluate: Evaluate, tmp_path: Path) -> None:
+    """Comparisons pair arms sample by sample; DVC caches outputs by content."""
+    metrics = evaluate()["metrics"]
+    file = tmp_path / "scores.npz"
+    content = file.read_bytes()
+    with np.load(file, allow_pickle=False) as scores:
+        for name in scores.files:
+            assert scores[name].mean() == pytest.approx(metrics[name])
+        assert {
+            "generation/scene",
+            "understanding/caption",
+            *(f"understanding/vqa/{k}" for k in QUESTIONS),
+        } <= {*scores.files}
+        assert scores["generation/scene"].shape == (8,)
+    evaluate()
+    assert file.read_bytes() == content
+
+
 def test_what_it_leaves_can_be_looked_at(evaluate: Evaluate, tmp_path: Path) -> None:
     from PIL import Image
 

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -102,6 +103,19 @@ def test_the_stage_writes_where_it_is_told_and_returns_the_numbers(pipeline: Pat
     assert (tmp_path / "partial" / "comparison.html").exists()
     assert not (pipeline / "output" / "compare").exists()
     assert numbers["best"] == "linear-generation"
+
+
+def test_all_wrong_is_no_certainty(pipeline: Path) -> None:
+    """A bootstrap of 200 zeros has no width; Wilson's interval reaches to 1.9%."""
+    path = pipeline / "metrics" / "evaluate" / "linear-generation.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["generation/scene"] = 0.0
+    content["intervals"]["generation/scene"] = [0.0, 0.0]
+    path.write_text(json.dumps(content))
+    scores = {"generation/scene": np.zeros(200)}
+    np.savez(pipeline / "output" / "evaluate" / "linear-generation" / "scores.npz", **scores)
+    (arm,) = [arm for arm in read(pipeline).arms if arm.name == "linear-generation"]
+    assert arm.intervals["generation/scene"] == pytest.approx((0.0, 0.0188), abs=1e-4)
 
 
 def test_shared_costs_come_from_what_the_stages_measured(pipeline: Path) -> None:
