@@ -21,8 +21,8 @@ Exit code: 0 if they are identical, 1 if they differ."""
 
 
 def run(args: argparse.Namespace) -> int:
-    from lab.graph.difference import compare
-    from lab.graph.runs import Runs
+    from lab.graph.differences.difference import compare
+    from lab.graph.differences.runs import Runs
     from lab.reports.difference import report
 
     runs = Runs(Path.cwd())

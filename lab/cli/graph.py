@@ -95,7 +95,7 @@ def _run(graph: Graph, args: argparse.Namespace) -> int:
 
 
 def _show(graph: Graph, args: argparse.Namespace) -> None:
-    from lab.graph import drawing
+    from lab.graph.planning import drawing
 
     states = _states(graph)
     if args.mermaid:
@@ -117,7 +117,7 @@ def _plan(graph: Graph, args: argparse.Namespace) -> None:
 
         console.print(power_table(graph.folder))
         return
-    from lab.graph.estimate import estimate, render
+    from lab.graph.planning.estimate import estimate, render
 
     plan = estimate(graph, _states(graph))
     if args.json:
@@ -127,7 +127,7 @@ def _plan(graph: Graph, args: argparse.Namespace) -> None:
 
 
 def _cancel(graph: Graph, args: argparse.Namespace) -> None:
-    from lab.graph.slurm import cancel
+    from lab.graph.cluster.slurm import cancel
 
     cancelled = cancel(graph.folder, args.nodes)
     print(f"cancelled {', '.join(cancelled)}" if cancelled else "nothing waits or runs on SLURM")

@@ -18,7 +18,7 @@ from lab.graph.state import NodeState, states_of
 from lab.graph.task import Pipeline
 
 if TYPE_CHECKING:
-    from lab.graph.slurm import JobState
+    from lab.graph.cluster.slurm import JobState
 
 
 def states(graph: Graph) -> dict[str, NodeState]:
@@ -60,7 +60,7 @@ def run_on_slurm(graph: Graph, targets: Sequence[str], detach: bool) -> int:
     """
     from rich.console import Console
 
-    from lab.graph import slurm
+    from lab.graph.cluster import slurm
 
     console = Console(highlight=False, soft_wrap=True)
     tasks = tasks_of(graph)
@@ -101,7 +101,7 @@ def run_on_slurm(graph: Graph, targets: Sequence[str], detach: bool) -> int:
 
 def on_slurm(graph: Graph) -> dict[str, JobState]:
     """What SLURM says of the nodes that are with it; nothing where none was submitted."""
-    from lab.graph import slurm
+    from lab.graph.cluster import slurm
 
     folder = graph.folder.resolve()
     if not (folder / ".lab" / "slurm").exists():

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
-from lab.graph.difference import ABSENT, Change, Difference, causes_of
-from lab.graph.runs import Record
-from lab.graph.settings import plain
+from lab.graph.differences.difference import ABSENT, Change, Difference, causes_of
+from lab.graph.differences.runs import Record
+from lab.graph.differences.settings import plain
 
 _UNTRAINED = ("data", "evaluate", "compare")  # stages that train nothing
 _UNSAID = "something that was not recorded"

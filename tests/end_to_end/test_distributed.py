@@ -1,4 +1,4 @@
-"""One stage under `torchrun`: the work of one process done by two, published once, resumed after a signal."""
+"""One stage under `torchrun`: what one process does, done by two, published once, resumed after a signal."""
 
 from __future__ import annotations
 

@@ -107,6 +107,17 @@ def test_batches_are_numbered_and_start_where_asked() -> None:
     assert list(batches) == whole[2:]
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_processes_share_each_batch_without_overlap_or_loss(world: int) -> None:
+    whole = list(StepBatches(6, 5, lambda: 0))
+    parts = [list(StepBatches(6, 5, lambda: 0, rank, world)) for rank in range(world)]
+    for step in range(5):
+        assert sorted(position for part in parts for position in part[step]) == whole[step]
+        assert {len(part[step]) for part in parts} == {6 // world}
+    with pytest.raises(LabError, match="batch_size 6 does not divide evenly among 4 processes"):
+        StepBatches(6, 5, lambda: 0, 0, 4)
+
+
 def test_rows_come_once_an_epoch_in_an_order_of_their_position() -> None:
     rows = Rows(10, seed=3)
     order = [rows[position] for position in range(30)]

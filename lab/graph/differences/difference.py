@@ -14,9 +14,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from lab.graph.differences.runs import Record, Runs
+from lab.graph.differences.settings import plain
 from lab.graph.node import REPOSITORY
-from lab.graph.runs import Record, Runs
-from lab.graph.settings import plain
 from lab.tracking import names
 
 ABSENT = "-"  # one side has no such setting, or no such input

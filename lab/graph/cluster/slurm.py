@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.errors import LabError, nearest
-from lab.graph import batch
-from lab.graph.jobs import (
+from lab.graph.cluster import batch
+from lab.graph.cluster.jobs import (
     JobState,
     RefusedError,
     accounted,

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lab.config import WORDS
-from lab.graph.settings import plain
+from lab.graph.differences.settings import plain
 
 _KINDS = 8  # of questions, each asked `questions` times
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.graph.node import REPOSITORY
+from lab.graph.planning.work import Work
 from lab.graph.system import ALONE, JOINT
-from lab.graph.work import Work
 
 # What these stages do is no network, or one too small to count: seconds an item on a core that reaches
 # REFERENCE in the probe (machine.py); measured with the scenes and the judge of the reference ablation.
@@ -154,7 +154,7 @@ def _read(file: Path) -> dict[str, dict[str, float]]:
 def _code() -> str:
     """Changes with the parts and with what counts them."""
     files = [*sorted((REPOSITORY / "components").rglob("*.py")), Path(__file__)]
-    files.append(Path(__file__).with_name("description.py"))
+    files.append(REPOSITORY / "lab" / "graph" / "description.py")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

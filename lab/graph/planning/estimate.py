@@ -13,11 +13,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lab.errors import LabError
-from lab.graph.earlier import Earlier, checkout_of, earlier_runs
-from lab.graph.machine import this_machine
-from lab.graph.operations import Model
-from lab.graph.plan import Estimate, Plan, PlannedNode, jobs_shown
-from lab.graph.work import Work, work_of
+from lab.graph.planning.earlier import Earlier, checkout_of, earlier_runs
+from lab.graph.planning.machine import this_machine
+from lab.graph.planning.operations import Model
+from lab.graph.planning.plan import Estimate, Plan, PlannedNode, jobs_shown
+from lab.graph.planning.work import Work, work_of
 
 if TYPE_CHECKING:
     from rich.console import Console

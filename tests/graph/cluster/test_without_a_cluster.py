@@ -10,8 +10,8 @@ import pytest
 from conftest import Graph, needs, new_graph
 
 from lab.errors import LabError
-from lab.graph import batch, jobs
-from lab.graph.slurm import states
+from lab.graph.cluster import batch, jobs
+from lab.graph.cluster.slurm import states
 
 BLOCKED = "a job that it waits for did not end well"
 # a line of squeue, fields at the widths that were asked for

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lab.graph import estimate as estimates
-from lab.graph import machine, operations
 from lab.graph.ablation import read_ablation
 from lab.graph.compile import Graph, compile_graph, write
-from lab.graph.estimate import FACTOR, duration, estimate, render
-from lab.graph.machine import Machine, this_machine
 from lab.graph.node import REPOSITORY
-from lab.graph.plan import Estimate, Plan, PlannedNode
+from lab.graph.planning import estimate as estimates
+from lab.graph.planning import machine, operations
+from lab.graph.planning.estimate import FACTOR, duration, estimate, render
+from lab.graph.planning.machine import Machine, this_machine
+from lab.graph.planning.plan import Estimate, Plan, PlannedNode
 from lab.graph.state import NodeState
 
 BASE = REPOSITORY / "experiments" / "ablations" / "smoke" / "params.yaml"

@@ -14,11 +14,11 @@ import yaml
 from rich.console import Console
 
 from lab.errors import LabError
-from lab.graph import drawing
 from lab.graph.ablation import read_ablation
 from lab.graph.compile import Graph, compile_graph
-from lab.graph.layout import columns_of, heights_of, units_of
 from lab.graph.node import REPOSITORY
+from lab.graph.planning import drawing
+from lab.graph.planning.layout import columns_of, heights_of, units_of
 from lab.graph.state import NodeState
 
 BASE = REPOSITORY / "experiments" / "ablations" / "smoke" / "params.yaml"

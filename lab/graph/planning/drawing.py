@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError
-from lab.graph.layout import Unit, columns_of, heights_of, seedless, title_of, units_of
+from lab.graph.planning.layout import Unit, columns_of, heights_of, seedless, title_of, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,6 @@
 """What SLURM does to a job by itself, in real time: a minute and a half, so these run when asked for.
 
-LAB_SLURM_LIMITS=1 pytest tests/slurm/test_limits.py
+LAB_SLURM_LIMITS=1 pytest tests/graph/cluster/test_limits.py
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster
 from conftest import Graph, needs
 
-from lab.graph.slurm import states
+from lab.graph.cluster.slurm import states
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lab.graph import batch
 from lab.graph.ablation import Resources
-from lab.graph.jobs import JobState
-from lab.graph.slurm import states, submit
+from lab.graph.cluster import batch
+from lab.graph.cluster.jobs import JobState
+from lab.graph.cluster.slurm import states, submit
 from lab.graph.task import Task
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError
 from lab.graph.node import RECORD
-from lab.graph.work import Work, work_of
+from lab.graph.planning.work import Work, work_of
 
 if TYPE_CHECKING:
     from lab.config import Params

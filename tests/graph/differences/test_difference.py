@@ -12,10 +12,11 @@ import pytest
 
 from lab.cli import main
 from lab.errors import LabError
-from lab.graph import difference, node
-from lab.graph.difference import Difference, compare
+from lab.graph import node
+from lab.graph.differences import difference
+from lab.graph.differences.difference import Difference, compare
+from lab.graph.differences.runs import Runs
 from lab.graph.node import Node, content_of, identity_of, publish
-from lab.graph.runs import Runs
 from lab.reports.difference import conclusion, report
 
 FILES = {

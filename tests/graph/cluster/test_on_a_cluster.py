@@ -10,8 +10,8 @@ from cluster import Cluster
 from conftest import Graph, needs, new_graph
 
 from lab.errors import LabError
-from lab.graph import batch, jobs
-from lab.graph.slurm import cancel, states, watch
+from lab.graph.cluster import batch, jobs
+from lab.graph.cluster.slurm import cancel, states, watch
 
 pytestmark = pytest.mark.usefixtures("struck")
 

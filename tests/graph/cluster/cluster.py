@@ -2,9 +2,9 @@
 
 By hand, from the root of the checkout:
 
-    eval "$(python tests/slurm/cluster.py up /tmp/my-cluster)"     # SLURM_CONF for this shell
+    eval "$(python tests/graph/cluster/cluster.py up /tmp/my-cluster)"     # SLURM_CONF for this shell
     sinfo
-    python tests/slurm/cluster.py down /tmp/my-cluster
+    python tests/graph/cluster/cluster.py down /tmp/my-cluster
 
 Needs Debian's packages, which root gets installed on the way, and nothing else of the system: no systemd, no
 cgroups, no accounting, no open port. Several clusters may run at once. Nodes are processes on this machine

@@ -1,0 +1,1 @@
+"""A graph on SLURM."""

@@ -1,0 +1,1 @@
+"""How a graph looks, and what running it will take."""
