@@ -19,7 +19,10 @@ the graph is complete; then all of this has to hold, or the trial has failed:
 from __future__ import annotations
 
 import argparse
+import atexit
+import glob
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -75,7 +78,7 @@ from lab.graph.execution import WORK, Context, execute
 from lab.graph.node import Node, content_of, identify, identity_of
 
 name, *needs = sys.argv[1:]
-home, told = Path.cwd(), []
+home, told, size = Path.cwd(), [], int(os.environ.get("CHECKPOINT", "1"))
 settings = json.loads((home / "nodes.json").read_text())[name]
 events = os.open(home / ".lab" / "events", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -101,7 +104,7 @@ def save(work, done, state):
     work.mkdir(parents=True, exist_ok=True)
     draft = work / f"last.{os.getpid()}.partial"
     try:
-        write(draft, f"{done}\\n{state.hex()}\\n".encode() + blob(state))
+        write(draft, f"{done}\\n{state.hex()}\\n".encode() + blob(state) * size)
         os.replace(draft, work / "last")
     finally:
         draft.unlink(missing_ok=True)
@@ -115,7 +118,8 @@ def train(work, state):
     if last.exists():
         with open(last, "rb") as file:
             done, state = int(file.readline()), bytes.fromhex(file.readline().decode())
-            if file.read() != blob(state):
+            rest = file.read()
+            if not rest or rest != blob(state) * (len(rest) // settings["bytes"]):
                 sys.exit("a damaged checkpoint carries the name of a whole one")
         note("resumed", step=done)
     while done < settings["steps"]:
@@ -144,7 +148,8 @@ def quick(context):
     return {"score": int.from_bytes(state[:4], "big") / 2**32}
 
 
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: told.append(1))
 note("start", code=os.environ["PYTHONPATH"].split(os.pathsep)[0])
 while "GATE" in os.environ and not Path(os.environ["GATE"]).exists():
     time.sleep(0.001)
@@ -253,6 +258,16 @@ class Runner:
         """Whether a node has gone on from a checkpoint since it began."""
         return any(event["event"] == "resumed" for event in self.pipeline.events()[self.seen :])
 
+    def finds(self, pattern: str, passed: Sequence[str]) -> str:
+        """Wait for a path of the pipeline's that was not there; "" if the runner ended before."""
+        fresh: list[str] = []
+
+        def look() -> bool:
+            fresh.extend(path for path in self.pipeline.find(pattern) if path not in passed)
+            return bool(fresh)
+
+        return fresh[0] if self.wait(look, pause=0.0) else ""
+
     def changes(self, file: Path) -> bool:
         """Wait until a file is not what it was; False if the runner ended before."""
         before = _stamp(file)
@@ -344,6 +359,15 @@ class Pipeline:
         found = [json.loads(line) for line in lines if line.endswith(b"}")]
         return [event for event in found if not kinds or event["event"] in kinds]
 
+    def find(self, pattern: str) -> list[str]:
+        """Paths in the pipeline; those that vanish meanwhile do no harm."""
+        return glob.glob(pattern, root_dir=self.folder)
+
+    def recorded(self) -> set[str]:
+        """Nodes that dvc.lock has."""
+        lock = self.folder / "dvc.lock"
+        return set(yaml.safe_load(lock.read_text())["stages"]) if lock.exists() else set()
+
     def published(self, node: str) -> list[int]:
         """Processes that have made and published the output of a node."""
         pids = {
@@ -370,6 +394,12 @@ class Pipeline:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
         return True
+
+    def await_end(self, pid: int) -> None:
+        """Wait until a process is gone."""
+        deadline = time.monotonic() + PATIENCE
+        while self.owns(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def processes(self) -> list[int]:
         """All that belongs to this trial."""
@@ -409,6 +439,7 @@ class Laboratory:
         self._expected: dict[str, dict[str, Any]] = {}
         self.span: dict[str, float] = {}  # seconds of work of an undisturbed run
         self._training: Training | None = None
+        self._cluster: Any = None
         self._count = 0
 
     def pipeline(self, graph: Mapping[str, Sequence[str]], folder: Path | None = None) -> Pipeline:
@@ -478,6 +509,26 @@ class Laboratory:
             self.drop(pipeline)
         return outcome
 
+    def cluster(self) -> Any:
+        """A SLURM of three nodes on this machine, the one that tests use."""
+        if self._cluster is None:
+            sys.path.insert(0, str(ROOT / "tests" / "graph" / "cluster"))
+            slurm = importlib.import_module("cluster")
+            made = slurm.temporary_cluster(nodes=3, spare=0)
+            os.environ["SLURM_CONF"] = str(made.conf)
+            try:
+                made.start()
+            except slurm.Unavailable as error:
+                slurm.remove(made)
+                raise Skipped(str(error)) from error
+            self._cluster = made
+        return self._cluster
+
+    def close(self) -> None:
+        """End the cluster, if there is one."""
+        if self._cluster is not None:
+            importlib.import_module("cluster").remove(self._cluster)
+
     def training(self) -> Training:
         """A tiny training pipeline, complete up to its last training stage."""
         if self._training is None:
@@ -495,7 +546,9 @@ class Laboratory:
         home = pipeline.folder
         patterns = (".lab/work/*", "output/.*", "metrics/.*", ".lab/claims/*")
         places = [path for pattern in patterns for path in home.glob(pattern)]
-        problems = [f"left: {path.relative_to(home)}" for path in places if path.suffix != ".lock"]
+        # beside a claim, its lock stays; and a draft where a process died in the midst of claiming
+        unclaimed = [path for path in places if path.parent.name != "claims" or not path.suffix]
+        problems = [f"left: {path.relative_to(home)}" for path in unclaimed]
         git = subprocess.run(["git", "status", "-s", "-uall"], cwd=home, capture_output=True, text=True)
         allowed = {"dvc.lock", *(f"metrics/{name}.json" for name in pipeline.graph)}
         problems += [f"git: {line}" for line in git.stdout.splitlines() if line[3:] not in allowed]
@@ -582,7 +635,7 @@ def _at_random(kill: Kill, jobs: int = 2, kills: int = 4) -> Scenario:
     """
 
     def trial(laboratory: Laboratory, chance: random.Random) -> Outcome:
-        span = laboratory.seconds(GRAPH)
+        span = laboratory.seconds(GRAPH) / 2  # or trials would end before their last kill
         pipeline, outcome = laboratory.pipeline(GRAPH), Outcome()
         for _ in range(kills):
             runner = pipeline.start(jobs=jobs)
@@ -662,31 +715,33 @@ def _while_there_is(pattern: str, kills: int = 5) -> Scenario:
     """Kill nodes in the midst of writing.
 
     Args:
-        pattern: of the file that is there while they write; a process id is part of its path.
+        pattern: of what is there while they write; a process id is part of its path.
         kills: in a trial.
     """
 
     def trial(laboratory: Laboratory, chance: random.Random) -> Outcome:
         laboratory.expected(GRAPH)
         pipeline, outcome = laboratory.pipeline(GRAPH), Outcome()
-        for _ in range(kills):
-            runner = pipeline.start()
-            passed: set[str] = set()
-            wanted = chance.randint(1, 6)
-
-            def writers(passed: set[str] = passed, wanted: int = wanted) -> bool:
-                passed |= {str(path) for path in pipeline.folder.glob(pattern)}
-                return len(passed) >= wanted
-
-            if not runner.wait(writers, pause=0.0):
-                break
-            time.sleep(chance.uniform(0, 0.004))
-            found = [path for path in pipeline.folder.glob(pattern)]
-            pids = [int(part) for path in found for part in str(path).split(".") if part.isdigit()]
-            if any([pipeline.kill(pid) for pid in pids[:1]]):
-                outcome.faults += 1
+        for _ in range(2 * kills):
+            runner = pipeline.start(CHECKPOINT="40")
+            passed, path = pipeline.find(pattern), ""
+            for _ in range(chance.randint(1, 5)):
+                if not (path := runner.finds(pattern, passed)):
+                    break
+                passed.append(path)
+            if not path:
+                if runner.code() == 0:
+                    break
+                continue
+            time.sleep(chance.uniform(0, 0.01))
+            pid = next(int(part) for part in path.split(".") if part.isdigit())
+            if pipeline.kill(pid):
+                pipeline.await_end(pid)
+                outcome.faults += (pipeline.folder / path).exists()  # otherwise it had finished writing
                 outcome.allowed += EVERY
             runner.code()
+            if outcome.faults == kills:
+                break
         return laboratory.finish(pipeline, outcome)
 
     return trial
@@ -828,6 +883,123 @@ def _paused(laboratory: Laboratory, chance: random.Random) -> Outcome:
         outcome.problems.append("the late attempt was not told")
     outcome.allowed = STEPS  # both may do all of them
     return laboratory.finish(pipeline, outcome)
+
+
+# -- SLURM ---------------------------------------------------------------------------------------------------
+
+# `lab graph record` knows ablations alone; the rest is as it was.
+RECORD = """
+import os, sys
+from pathlib import Path
+
+if sys.argv[1:3] == ["graph", "record"]:
+    from lab.graph.record import Recorder
+    from lab.graph.snapshot import take_snapshot
+
+    with Recorder(Path.cwd(), take_snapshot()) as recorder:
+        recorder.record(recorder.read_pipeline(Path.cwd() / "dvc.yaml").tasks[sys.argv[3]])
+else:
+    from lab.cli import main
+
+    sys.exit(main())
+"""
+
+SUBMIT = """
+from pathlib import Path
+from lab.graph.ablation import Resources
+from lab.graph.cluster.slurm import submit
+from lab.graph.record import Recorder
+from lab.graph.snapshot import take_snapshot
+
+home = Path.cwd()
+with Recorder(home) as recorder:
+    pipeline = recorder.read_pipeline(home / "dvc.yaml")
+needs = Resources(memory="100M", time="10")
+waiting = pipeline.descendants(pipeline.stale)
+submit(pipeline.tasks, lambda: waiting, home, take_snapshot().folder, lambda name: needs)
+"""
+
+
+def _on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
+    """Kill daemons of a SLURM at random moments.
+
+    Args:
+        kill: does it, on a cluster; returns how many nodes of the graph died of it.
+    """
+
+    def trial(laboratory: Laboratory, chance: random.Random) -> Outcome:
+        laboratory.expected(GRAPH)
+        cluster = laboratory.cluster()
+        pipeline, outcome = laboratory.pipeline(GRAPH), Outcome()
+        (pipeline.folder / "lab" / "__main__.py").write_text(RECORD)
+        for attempt in range(3):
+            command = [sys.executable, "-c", SUBMIT]
+            done = subprocess.run(command, cwd=pipeline.folder, env=pipeline.environment, capture_output=True)
+            if done.returncode:
+                outcome.problems.append(f"submission: {done.stderr.decode()[-300:]}")
+                break
+            for _ in range(0 if attempt else 2):
+                _slurm_ended(pipeline, chance.uniform(2, 12))
+                outcome.faults += 1
+                outcome.allowed += EVERY * kill(cluster, pipeline, chance)
+            if not _slurm_ended(pipeline, 5 * PATIENCE):
+                outcome.problems.append("jobs do not end")
+                break
+            if len(pipeline.recorded()) == len(GRAPH):
+                break
+        else:
+            outcome.problems.append(f"not recorded: {sorted(GRAPH.keys() - pipeline.recorded())}")
+        return laboratory.finish(pipeline, outcome)
+
+    return trial
+
+
+def _slurm_ended(pipeline: Pipeline, seconds: float) -> bool:
+    """Wait until SLURM has nothing left to do, at most so long; whether it has."""
+    from lab.errors import LabError
+    from lab.graph.cluster.slurm import states
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(LabError):  # while the controller is away
+            if not any(state.live for state in states(pipeline.folder).values()):
+                return True
+        time.sleep(0.5)
+    return False
+
+
+def _daemon(cluster: Any, pipeline: Pipeline, chance: random.Random) -> int:
+    """A node's daemon; what runs there goes on, unseen. It comes back after SLURM has missed it."""
+    name = chance.choice(cluster.nodes)
+    cluster.kill_node(name)
+    time.sleep(chance.choice([1.0, 25.0]))
+    cluster.start_node(name)
+    return 0
+
+
+def _machine(cluster: Any, pipeline: Pipeline, chance: random.Random) -> int:
+    """A node's daemon and all that runs there, as when a machine loses power."""
+    name = chance.choice(cluster.nodes)
+    cluster.kill_node(name)
+    mark = f"SLURMD_NODENAME={name}\0".encode()
+    lost = 0
+    for pid in psutil.pids():
+        with suppress(OSError):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if mark in environment and f"SLURM_CONF={cluster.conf}\0".encode() in environment:
+                lost += pid in pipeline.at_work()
+                os.kill(pid, signal.SIGKILL)
+    time.sleep(chance.choice([1.0, 25.0]))
+    cluster.start_node(name)
+    return lost
+
+
+def _controller(cluster: Any, pipeline: Pipeline, chance: random.Random) -> int:
+    """The controller, which comes back and reads what it had saved."""
+    os.kill(int((cluster.base / "run" / "slurmctld").read_text()), signal.SIGKILL)
+    time.sleep(chance.uniform(0.5, 5))
+    cluster.start_controller()
+    return 0
 
 
 # -- files and disks -----------------------------------------------------------------------------------------
@@ -1111,6 +1283,9 @@ SCENARIOS: dict[str, tuple[str, int, Scenario]] = {
     "cache": ("outputs lost, a bit flipped in DVC's cache", 20, _lost_outputs),
     "full": ("disk full", 20, _full),
     "edited": ("code edited while nodes wait", 10, _edited),
+    "slurmd": ("daemon of a SLURM node killed", 5, _on_slurm(_daemon)),
+    "machine": ("a SLURM node lost with all that ran on it", 5, _on_slurm(_machine)),
+    "slurmctld": ("SLURM's controller killed", 5, _on_slurm(_controller)),
     "training": ("`lab stage` killed while it trains", 20, _trained(signal.SIGKILL)),
     "preempted": ("SIGTERM to `lab stage` while it trains", 10, _trained(signal.SIGTERM)),
 }
@@ -1194,6 +1369,7 @@ def main() -> None:
         parser.error(f"no scenario {', '.join(sorted(unknown))}; have {', '.join(SCENARIOS)}")
     folder = Path(tempfile.mkdtemp(prefix="lab-faults-"))
     laboratory, rows = Laboratory(folder), {}
+    atexit.register(laboratory.close)
     for name in args.scenarios or SCENARIOS:
         title, trials, scenario = SCENARIOS[name]
         rows[name] = row = Row(title)

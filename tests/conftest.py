@@ -1,8 +1,11 @@
-"""What all tests share: nothing is recorded, cores are left to others, and a tiny system to test on."""
+"""What all tests share: nothing is recorded, cores are left to others, a tiny system, copies to test on."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from lab.models.arm import Arm
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.tasks import SceneTasks
+
+ROOT = Path(__file__).parents[1]
 
 TINY: dict[str, dict[str, Any]] = {
     "encoder": {"name": "patches", "patch_size": 8, "dim": 24},
@@ -94,3 +99,61 @@ def new_arm(tokenizer: Tokenizer) -> Callable[..., Arm]:
         return Arm(model, tokenizer, {role: (chosen[role], args[role]) for role in TINY})
 
     return make
+
+
+# -- copies of the checkout to run real commands in ---------------------------------------------------------
+
+Copy = Callable[[Path], Path]
+Lab = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="session")
+def copy_checkout() -> Copy:
+    """Copies what git would take of the checkout, without tests and results, into a folder."""
+
+    def copy(folder: Path) -> Path:
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split(
+            "\0"
+        )
+        for name in filter(None, names):
+            if not name.startswith("tests/") and (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        for made in ("dvc.lock", "metrics", "output"):  # of whoever works in the checkout
+            place = folder / made
+            shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[..., dict[str, str]]:
+    """The environment in which a copy runs its own code."""
+
+    def of(folder: Path, **more: str) -> dict[str, str]:
+        left_out = ("MLFLOW_TRACKING_URI", "DVC_ROOT")
+        kept = {key: value for key, value in os.environ.items() if key not in left_out}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        own = {"LAB_TRACKING": "on", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "PATH": path}
+        return {**kept, **own, **more}
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def lab(environment: Callable[..., dict[str, str]]) -> Lab:
+    """Starts `lab` in a copy of the checkout."""
+
+    def start(folder: Path, *words: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lab", *words],
+            cwd=cwd or folder,
+            env=environment(folder, **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start

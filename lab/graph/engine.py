@@ -93,9 +93,8 @@ def run_on_slurm(graph: Graph, targets: Sequence[str], detach: bool) -> int:
 
     slurm.watch(graph.folder.resolve(), show)
     left = _not_done(graph) & chosen
-    console.print(
-        f"{len(chosen) - len(left)} up to date, {len(left)} not: {', '.join(sorted(left))}".rstrip(": ")
-    )
+    rest = f", not {', '.join(sorted(left))}" if left else ""
+    console.print(f"{len(chosen) - len(left)} of {len(chosen)} up to date{rest}")
     return 1 if left else 0
 
 

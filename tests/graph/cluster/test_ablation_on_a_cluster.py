@@ -1,0 +1,113 @@
+"""An ablation of the lab itself on a real SLURM, one of whose machines is lost midway."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from cluster import Cluster
+
+from lab.graph.cluster.slurm import states
+
+SMOKE = Path(__file__).parents[3] / "experiments" / "ablations" / "smoke" / "params.yaml"
+Lab = Callable[..., "subprocess.Popen[str]"]
+INSTRUCT = "instruct@understanding-s0"
+
+
+@pytest.fixture
+def trial(tmp_path: Path, copy_checkout: Callable[[Path], Path]) -> Path:
+    """A checkout with an ablation of two mixes that trains for seconds, one stage with two processes."""
+    folder = copy_checkout(tmp_path / "checkout")
+    shutil.rmtree(folder / "experiments" / "ablations" / "reference")
+    trial = folder / "experiments" / "ablations" / "trial"
+    trial.mkdir()
+    params: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
+    params |= {"encoder": "patches", "connectors": ["linear"]}
+    params["data"] = {"train_scenes": 60, "validation_scenes": 40, "test_scenes": 40}
+    params["judge"]["steps"] = 5
+    for name, stage in params["stages"].items():
+        if name != "evaluate":
+            stage |= {"steps": 4, "log_every": 2, "checkpoint_every": 2, "warmup": 1, "batch_size": 8}
+    params["stages"]["instruct"]["steps"] = 40
+    params["stages"]["evaluate"] = dict.fromkeys(params["stages"]["evaluate"], 6)
+    (trial / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    declaration = {
+        "base": "params.yaml",
+        "factors": {"mix": ["understanding", "generation"]},
+        "replicate_from": "align",
+        "resources": {"default": {"memory": "1G", "time": "10"}, "align": {"tasks": 2, "strategy": "ddp"}},
+    }
+    (trial / "ablation.yaml").write_text(yaml.safe_dump(declaration, sort_keys=False))
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "A copy of the checkout"]):
+        subprocess.run([*git, *words], cwd=folder, check=True)
+    return trial
+
+
+def lose_the_machine(cluster: Cluster, job: str) -> None:
+    """All that runs on the machine of a job is gone at once, and nothing says so to the controller."""
+    cluster.kill_node(cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip())
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "slurmstepd" and f"[{job}." in " ".join(process.info["cmdline"]):
+            below = process.children(recursive=True)
+            process.kill()
+            for one in below:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+
+
+@pytest.mark.slow
+def test_a_graph_completes_though_a_machine_is_lost_and_nothing_is_left_to_do(
+    cluster: Cluster, trial: Path, lab: Lab, environment: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    checkout = trial.parents[2]
+    runner = lab(checkout, "graph", "run", "trial", "--on", "slurm", LAB_TRACKING="off")
+    log = trial / ".lab" / "logs" / f"{INSTRUCT}.log"
+    deadline = time.monotonic() + 400
+    while not (log.exists() and "/40 " in log.read_text()):
+        assert time.monotonic() < deadline
+        assert runner.poll() is None, runner.communicate()[0]
+        time.sleep(0.1)
+    job = json.loads(lab(checkout, "graph", "status", "trial", "--json").communicate(timeout=60)[0])
+    assert job[INSTRUCT]["job"].startswith("running")
+    lose_the_machine(cluster, states(trial)[INSTRUCT].job)
+    text, _ = runner.communicate(timeout=400)
+    assert runner.returncode == 0, text
+    assert "11 of 11 up to date" in text
+
+    own = environment(checkout, LAB_TRACKING="off")
+    again = lab(checkout, "graph", "run", "trial", LAB_TRACKING="off").communicate(timeout=60)[0]
+    assert again.strip() == "11 stages, all up to date"
+    dvc = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=trial,
+        env=own,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert dvc.returncode == 0, dvc.stdout + dvc.stderr
+    assert "Running stage" not in dvc.stdout
+
+    # what the cluster made of the node is what this machine makes of it, byte for byte
+    here = tmp_path / "here" / "experiments" / "ablations" / "trial"
+    shutil.copytree(trial, here, ignore=shutil.ignore_patterns(".lab", "instruct"))
+    for name in ("lab", "components"):
+        (tmp_path / "here" / name).symlink_to(checkout / name)
+    stage = lab(checkout, "stage", INSTRUCT, cwd=here, LAB_TRACKING="off")
+    assert stage.wait(timeout=200) == 0
+    place = Path("output", *INSTRUCT.split("@"))
+    files = [file.relative_to(trial / place) for file in (trial / place).rglob("*") if file.is_file()]
+    assert Path("connector/model.safetensors") in files
+    for file in files:
+        assert (here / place / file).read_bytes() == (trial / place / file).read_bytes(), file
