@@ -427,9 +427,7 @@ class Laboratory:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.code = folder / "code"
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-        for package in ("lab", "components"):
-            shutil.copytree(ROOT / package, self.code / package, ignore=ignored)
+        checkout(self.code)
         quick = self.code / "components" / "quick"
         quick.mkdir()
         for part in ("common", "special"):
@@ -561,8 +559,6 @@ class Laboratory:
         shutil.copytree(self.code, folder)
         smoke = ROOT / "experiments" / "ablations" / "smoke" / "params.yaml"
         shutil.copyfile(smoke, folder / "params.yaml")  # `lab repro` wants one, the nodes do not
-        (folder / ".gitignore").write_text("output/\n.lab/\n__pycache__/\n")
-        (folder / ".dvcignore").write_text((ROOT / ".dvcignore").read_text())
         (folder / ".lab").mkdir()
         (folder / "step.py").write_text(STEP)
         settings = {name: _settings(name) for name in graph}
@@ -592,6 +588,15 @@ class Laboratory:
             subprocess.run(command, cwd=folder, env=environment, check=True)
         shutil.rmtree(folder / ".lab" / "site", ignore_errors=True)
         return folder
+
+
+def checkout(folder: Path) -> None:
+    """Copy the lab's code, as it is now, to a folder of its own."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for package in ("lab", "components"):
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    shutil.copyfile(ROOT / ".dvcignore", folder / ".dvcignore")
+    (folder / ".gitignore").write_text("output/\n.lab/\n__pycache__/\n")
 
 
 def _settings(name: str) -> dict[str, Any]:

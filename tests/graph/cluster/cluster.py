@@ -31,7 +31,7 @@ from pathlib import Path
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 PREFIX = "lab-slurm-"
-_CPUS, _GPUS, _MEMORY = 4, 2, 2000  # of a node, memory in MB; they need not exist
+_CPUS, _GPUS, _MEMORY = 4, 2, 4000  # of a node, memory in MB; they need not exist
 _SRUN_PORTS = 64
 _PATIENCE = 60.0  # seconds for a daemon to come or go; a second or two unless the machine is busy
 
