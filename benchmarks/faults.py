@@ -181,6 +181,23 @@ def step(state: bytes, done: int, value: int) -> bytes:
 '''
 
 
+# `lab graph record` knows ablations alone; in a pipeline of quick nodes it records as well; the rest is as it was.
+RECORD = """
+import os, sys
+from pathlib import Path
+
+if sys.argv[1:3] == ["graph", "record"]:
+    from lab.graph.record import Recorder
+    from lab.graph.snapshot import take_snapshot
+
+    with Recorder(Path.cwd(), take_snapshot()) as recorder:
+        recorder.record(recorder.read_pipeline(Path.cwd() / "dvc.yaml").tasks[sys.argv[3]])
+else:
+    from lab.cli import main
+
+    sys.exit(main())
+"""
+
 _DONE = ("works", "ended")  # what a process notes that has made an output
 
 
@@ -428,6 +445,7 @@ class Laboratory:
         self.folder = folder
         self.code = folder / "code"
         checkout(self.code)
+        (self.code / "lab" / "__main__.py").write_text(RECORD)
         quick = self.code / "components" / "quick"
         quick.mkdir()
         for part in ("common", "special"):
@@ -892,23 +910,6 @@ def _paused(laboratory: Laboratory, chance: random.Random) -> Outcome:
 
 # -- SLURM ---------------------------------------------------------------------------------------------------
 
-# `lab graph record` knows ablations alone; the rest is as it was.
-RECORD = """
-import os, sys
-from pathlib import Path
-
-if sys.argv[1:3] == ["graph", "record"]:
-    from lab.graph.record import Recorder
-    from lab.graph.snapshot import take_snapshot
-
-    with Recorder(Path.cwd(), take_snapshot()) as recorder:
-        recorder.record(recorder.read_pipeline(Path.cwd() / "dvc.yaml").tasks[sys.argv[3]])
-else:
-    from lab.cli import main
-
-    sys.exit(main())
-"""
-
 SUBMIT = """
 from pathlib import Path
 from lab.graph.ablation import Resources
@@ -936,7 +937,6 @@ def _on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
         laboratory.expected(GRAPH)
         cluster = laboratory.cluster()
         pipeline, outcome = laboratory.pipeline(GRAPH), Outcome()
-        (pipeline.folder / "lab" / "__main__.py").write_text(RECORD)
         for attempt in range(3):
             command = [sys.executable, "-c", SUBMIT]
             done = subprocess.run(command, cwd=pipeline.folder, env=pipeline.environment, capture_output=True)
@@ -947,8 +947,8 @@ def _on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
                 _slurm_ended(pipeline, chance.uniform(2, 12))
                 outcome.faults += 1
                 outcome.allowed += EVERY * kill(cluster, pipeline, chance)
-            if not _slurm_ended(pipeline, 5 * PATIENCE):
-                outcome.problems.append("jobs do not end")
+            if not _slurm_ended(pipeline, 2 * PATIENCE):
+                outcome.problems.append(f"jobs do not end: {_slurm_states(pipeline)}")
                 break
             if len(pipeline.recorded()) == len(GRAPH):
                 break
@@ -957,6 +957,12 @@ def _on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
         return laboratory.finish(pipeline, outcome)
 
     return trial
+
+
+def _slurm_states(pipeline: Pipeline) -> dict[str, str]:
+    from lab.graph.cluster.slurm import states
+
+    return {name: str(state) for name, state in states(pipeline.folder).items()}
 
 
 def _slurm_ended(pipeline: Pipeline, seconds: float) -> bool:

@@ -4,8 +4,8 @@
 
 Everything is measured in a copy of the lab's code in a temporary folder, with a git and DVC repository of its
 own: on ablations of about 100, 300 and 1000 nodes whose stages are replaced by a shell script that writes an
-output of 20 kB and metrics, so that what is left is the engine. Everything is measured several times over; the
-medians count. Seconds of processor time where it says CPU, otherwise of the clock.
+output of 20 kB and metrics, so that what is left is the engine. All is measured several times over and medians
+count. Seconds of processor time where it says CPU, otherwise of the clock.
 
 `--write` replaces the tables in docs/benchmarks.md.
 """
@@ -287,11 +287,11 @@ def alternatives(bench: Bench) -> Rows:
     )
     study.forget(cache=True)
     names = ["data@all", "judge@all", "encoder@all", "text_decoder@all", "image_decoder@all"]
-    each = [study.dvc("repro", "--wait-for-lock", "-s", f"nodes/all/dvc.yaml:{name}") for name in names]
+    each = [study.dvc("--wait-for-lock", "repro", "-s", f"nodes/all/dvc.yaml:{name}") for name in names]
     rows.append(
         ["`dvc repro -s` of each node", str(len(names)), f"{1000 * median(one.cpu for one in each):.0f}"]
     )
-    again = [study.dvc("repro", "--wait-for-lock", "-s", f"nodes/all/dvc.yaml:{name}") for name in names]
+    again = [study.dvc("--wait-for-lock", "repro", "-s", f"nodes/all/dvc.yaml:{name}") for name in names]
     rows.append(["the same, up to date", str(len(names)), f"{1000 * median(one.cpu for one in again):.0f}"])
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from lab.tracking import Run
 
 SHARED = "shared"  # the MLflow parent of stages that all arms share
+_SEED = re.compile(r"(?:^|-)s(\d+)$")  # at the end of a label; all seeds are evaluated with the base's
 _NUMBERS = {"compare": "comparison"}  # metrics files that are not called like their stage
 
 
@@ -55,6 +57,7 @@ class Context:
         out: folder to write to; it becomes the output when the stage ends well.
         tracked: the MLflow run.
         callbacks: of Lightning, for a stage that trains, beside its own.
+        tags: of the MLflow run, beside those that follow from the parameters.
     """
 
     folder: Path
@@ -72,6 +75,7 @@ class Context:
     out: Path = field(default_factory=Path)
     tracked: Run | None = None
     callbacks: tuple[Any, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def world(self) -> World:
@@ -244,6 +248,7 @@ def prepare_node(folder: Path, name: str) -> Context:
         reads=reads,
         numbers=folder / "metrics" / stage / f"{label}.json",
         numbers_of={word: folder / "metrics" / f"{places[word]}.json" for word in tree["numbers"]},
+        tags={"ablation": folder.name} | ({"seed": seed[1]} if (seed := _SEED.search(label)) else {}),
     )
 
 
@@ -337,7 +342,7 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
     params = context.params
     given = {"connector": context.connector, "mix": context.mix}
     tags = {**params.words(), **({"system": params.system} if params.system else {})}
-    tags |= {"seed": str(params.seed), **{kind: word for kind, word in given.items() if word}}
+    tags |= {"seed": str(params.seed), **{kind: word for kind, word in given.items() if word}, **context.tags}
     name = [context.stage, params.system or context.node.instance.replace("-", " ")]
     return start_run(
         experiment=params.name,

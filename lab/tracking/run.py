@@ -260,8 +260,10 @@ def _open(
             if earlier is not None:
                 return _continue(client, earlier, name, marks)
             if arm is not None:
-                # shared stages serve several systems, also those that know their connector
-                system = names.system(tags) if "connector" in tags and arm != _SHARED else ""
+                # shared stages serve several systems, also those that know their connector; in an ablation
+                # a name means one arm, of which each stage knows the words that it reads
+                known = "connector" in tags and arm != _SHARED and "ablation" not in tags
+                system = names.system(tags) if known else ""
                 marks[_PARENT] = _arm(client, where, arm, system)
                 client.update_run(marks[_PARENT], status="RUNNING")
             return Run(client, client.create_run(where, tags=marks, run_name=name).info.run_id)

@@ -216,3 +216,15 @@ def test_a_process_is_dead_only_when_that_is_certain() -> None:
     assert not process.is_dead(marks)
     assert process.is_dead({**marks, "pid_started": "1"})  # the pid belongs to another process now
     assert not process.is_dead({**marks, "host": "elsewhere", "pid_started": "1"})
+
+
+def test_stages_of_an_ablation_that_know_different_words_are_below_one_arm(client: MlflowClient) -> None:
+    """Instruction tuning does not read the image decoder's word; evaluation does."""
+    words = {"connector": "linear", "encoder": "vit", "ablation": "trial"}
+    for stage, more in (("instruct", {}), ("evaluate", {"image_decoder": "transformer"})):
+        with start_run(**{**STAGE, "stage": stage, "name": stage}, identity=stage, tags={**words, **more}):
+            pass
+    log_arm("mix", "linear-a", {**words, "image_decoder": "transformer"}, {"understanding/vqa": 1})
+    (arm,) = runs(client, "arm")
+    assert arm.data.metrics == {"understanding/vqa": 1}
+    assert len(runs(client, "stage")) == 2
