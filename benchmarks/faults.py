@@ -181,7 +181,8 @@ def step(state: bytes, done: int, value: int) -> bytes:
 '''
 
 
-# `lab graph record` knows ablations alone; in a pipeline of quick nodes it records as well; the rest is as it was.
+# `lab graph record` knows ablations alone; in a pipeline of quick nodes it records as well; the rest is as it
+# was.
 RECORD = """
 import os, sys
 from pathlib import Path

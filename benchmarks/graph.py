@@ -4,8 +4,8 @@
 
 Everything is measured in a copy of the lab's code in a temporary folder, with a git and DVC repository of its
 own: on ablations of about 100, 300 and 1000 nodes whose stages are replaced by a shell script that writes an
-output of 20 kB and metrics, so that what is left is the engine. All is measured several times over and medians
-count. Seconds of processor time where it says CPU, otherwise of the clock.
+output of 20 kB and metrics, so that what is left is the engine. All is measured several times over and
+medians count. Seconds of processor time where it says CPU, otherwise of the clock.
 
 `--write` replaces the tables in docs/benchmarks.md.
 """
