@@ -219,7 +219,7 @@ def _told() -> Iterator[None]:
 
     from dvc.exceptions import DvcException
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # at ERROR it draws progress bars
     try:
         yield
     except DvcException as error:

@@ -373,7 +373,8 @@ class _Run:
             seconds += max(0.0, expected - spent) if expected is not None else 0.0
             unknown += expected is None
         rest = f", and {unknown} of unknown length" if unknown else ""
-        return f"about {max(1, round(seconds / self.jobs / 60))} min left{rest}"
+        minutes = round(seconds / self.jobs / 60)
+        return f"about {minutes} min left{rest}" if minutes else f"less than a minute left{rest}"
 
     def _tree(self) -> Tree:
         """Stages with how far they are, and what runs now with its losses, for a terminal."""

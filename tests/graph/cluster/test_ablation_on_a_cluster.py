@@ -26,7 +26,7 @@ INSTRUCT = "instruct@understanding-s0"
 
 @pytest.fixture
 def trial(tmp_path: Path, copy_checkout: Callable[[Path], Path]) -> Path:
-    """A checkout with an ablation of two mixes that trains for seconds, one stage with two processes."""
+    """A checkout with an ablation that trains for seconds, two stages of it with two processes."""
     folder = copy_checkout(tmp_path / "checkout")
     shutil.rmtree(folder / "experiments" / "ablations" / "reference")
     trial = folder / "experiments" / "ablations" / "trial"
@@ -45,7 +45,11 @@ def trial(tmp_path: Path, copy_checkout: Callable[[Path], Path]) -> Path:
         "base": "params.yaml",
         "factors": {"mix": ["understanding", "generation"]},
         "replicate_from": "align",
-        "resources": {"default": {"memory": "1G", "time": "10"}, "align": {"tasks": 2, "strategy": "ddp"}},
+        "resources": {
+            "default": {"memory": "1G", "time": "10"},
+            "text_decoder": {"tasks": 2, "strategy": "ddp"},
+            "align": {"nodes": 2, "strategy": "ddp"},
+        },
     }
     (trial / "ablation.yaml").write_text(yaml.safe_dump(declaration, sort_keys=False))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
