@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import yaml
-from faults import ROOT, checkout, machine, table, write_between
+from page import ROOT, checkout, machine, table, write_between
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 LEVELS = {100: (4, 2), 300: (8, 3), 1000: (28, 3)}  # nodes -> levels of one factor, and seeds

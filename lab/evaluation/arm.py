@@ -12,8 +12,13 @@ import torch
 
 from components.contracts import ImageDecoder
 from lab.config import EvaluateParams
+from lab.evaluation.captioning import corpus_bleu
+from lab.evaluation.cider import cider_d
+from lab.evaluation.fidelity import edit_success, fidelity, read_images
+from lab.evaluation.figures import Figure
 from lab.evaluation.generation import draw_all, psnr, reconstruct
 from lab.evaluation.grounding import box_requests, grounding_scores
+from lab.evaluation.rouge import rouge_l
 from lab.evaluation.statistics import bootstrap_interval
 from lab.evaluation.understanding import (
     Answer,
@@ -29,7 +34,7 @@ from lab.scenes.judge import Judge, frechet_distance, judge_images
 from lab.scenes.language import QUESTIONS
 from lab.scenes.preview import tile
 from lab.scenes.tasks import SceneTasks
-from lab.scenes.world import Scenes
+from lab.scenes.world import stacked
 
 SHOWN = 12  # samples kept for grids
 
@@ -60,14 +65,18 @@ def evaluate_arm(
     """
     start = time.perf_counter()
     scores: dict[str, np.ndarray] = {}
+    details: dict[str, np.ndarray] = {}  # more to say about the same answers and images
+    figures: dict[str, Figure] = {}  # of a corpus: no mean over samples
     chance: dict[str, float] = {}
-    shown = _understand(arm, tasks, settings, seed, scores, chance, out)
+    shown = _understand(arm, tasks, settings, seed, scores, details, figures, chance, out)
     scalars: dict[str, float] = {}
     if image_decoder is not None and arm.model.visual_head is not None:
-        scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, shown, out)
+        scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, details, shown, out)
     texts = [tasks.sample("text", row, seed) for row in range(min(settings.texts, len(tasks)))]
     collate = arm.collate(tuple(tasks.tasks))
     scalars["understanding/text_perplexity"] = text_perplexity(arm.model, texts, collate, settings.batch_size)
+    samples = int(sum(map(len, scores.values())))
+    scores |= details
     metrics = {name: float(values.mean()) for name, values in scores.items()}
     kinds = [kind for kind in (f"understanding/vqa/{kind}" for kind in QUESTIONS) if kind in scores]
     metrics["understanding/vqa"] = float(np.mean([metrics[kind] for kind in kinds]))
@@ -80,6 +89,8 @@ def evaluate_arm(
         metrics["understanding/vqa"] - half,
         metrics["understanding/vqa"] + half,
     ]
+    for name, figure in figures.items():
+        metrics[name], intervals[name] = figure.value, [figure.low, figure.high]
     stored: dict[str, Any] = dict(scores)
     np.savez(out / "scores.npz", **stored)  # its times are fixed: the same scores give the same bytes
     seconds = {"cost/evaluate_seconds": round(time.perf_counter() - start, 1)}
@@ -87,7 +98,7 @@ def evaluate_arm(
         "metrics": metrics | scalars | seconds,
         "intervals": intervals,
         "chance": chance,
-        "samples": int(sum(map(len, scores.values()))),
+        "samples": samples,
     }
 
 
@@ -97,6 +108,8 @@ def _understand(
     settings: EvaluateParams,
     seed: int,
     scores: dict[str, np.ndarray],
+    details: dict[str, np.ndarray],
+    figures: dict[str, Figure],
     chance: dict[str, float],
     out: Path,
 ) -> list[dict[str, str]]:
@@ -114,6 +127,10 @@ def _understand(
     captioned.sort(key=lambda one: one.sample_id)
     scores["understanding/caption"] = np.array([one.right for one in captioned], float)
     scores["understanding/caption_things"] = np.array([things_right(one) for one in captioned])
+    said, references = [one.given for one in captioned], [[one.expected] for one in captioned]
+    details["understanding/caption_cider_d"] = cider_d(said, references)
+    details["understanding/caption_rouge_l"] = rouge_l(said, references)
+    figures["understanding/caption_bleu_4"] = corpus_bleu(said, references)
     located: list[Answer] = []
     if tasks.split.world.locations:
         requests, boxes = box_requests(tasks, settings.questions, seed)
@@ -155,6 +172,7 @@ def _generate(
     settings: EvaluateParams,
     seed: int,
     scores: dict[str, np.ndarray],
+    details: dict[str, np.ndarray],
     shown: list[dict[str, str]],
     out: Path,
 ) -> dict[str, float]:
@@ -166,15 +184,21 @@ def _generate(
     verdict = judge_images(judge, drawn.generated, scenes)
     for name in ("digit", "colour", "place", "scene"):
         scores[f"generation/{name}"] = getattr(verdict, name)
+    kinds = fidelity(read_images(judge, drawn.generated), scenes)
+    for name in ("objects", "count", "attribution"):
+        details[f"generation/{name}"] = kinds[name]
     # Real images of other scenes are the reference: as many as were drawn, so that distances are comparable.
     other = np.arange(len(tasks) - len(rows), len(tasks))
     real = judge_images(judge, torch.from_numpy(tasks.split.pixels(other)), tasks.split.scenes.take(other))
     edit_rows = range(min(settings.edits, len(tasks)))
     edits = [tasks.sample("edit", row, seed) for row in edit_rows]
     edited = draw_all(arm.model, image_decoder, edits, collate, settings.batch_size, seed)
-    scores["generation/edit"] = judge_images(
-        judge, edited.generated, _stack([tasks.edited(row, seed) for row in edit_rows])
-    ).scene
+    after = stacked([tasks.edited(row, seed) for row in edit_rows])
+    scores["generation/edit"] = judge_images(judge, edited.generated, after).scene
+    before = tasks.split.scenes.take(np.array(edit_rows))
+    success = edit_success(read_images(judge, edited.generated), before, after)
+    for name in ("target", "rest"):
+        details[f"generation/edit_{name}"] = success[name]
     connector = arm.model.connector if arm.model.target_space == "connector" else None
     autoencoder = ImageAutoencoder(arm.model.encoder, connector, image_decoder)
     rebuilt = reconstruct(autoencoder, drawn.real, seed)
@@ -182,12 +206,6 @@ def _generate(
     scores["reconstruction/digit"] = judge_images(judge, rebuilt, scenes).digit
     _write_samples(out, drawn.real, rebuilt, drawn.generated, prompts, shown)
     return {"generation/frechet": frechet_distance(verdict.features, real.features)}
-
-
-def _stack(scenes: list[Scenes]) -> Scenes:
-    return Scenes(
-        **{name: np.concatenate([getattr(s, name) for s in scenes]) for name in Scenes.__dataclass_fields__}
-    )
 
 
 def _write_samples(

@@ -8,7 +8,7 @@ is deterministic: bootstraps draw from a seeded generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,45 @@ def bootstrap_interval(
         drawn = generator.integers(sample.size, size=(count, sample.size))  # (rows, n)
         means[start : start + count] = sample[drawn].mean(axis=1)  # (rows,)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def sums_interval(
+    rows: ArrayLike,
+    statistic: Callable[[Array], ArrayLike],
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a figure that follows from sums over samples.
+
+    For corpus BLEU, a perplexity, or precision and recall, whose figure is no mean over samples.
+
+    Args:
+        rows: What each sample adds, (n, k); at least one. Samples that depend on each other, such as
+            questions about one image, are one row.
+        statistic: Sums (R, k) -> figures (R,); a figure that is nan is left out.
+        seed: Same seed, same interval.
+        level: Coverage.
+        resamples: Figures drawn.
+
+    Returns:
+        Lower and upper end; nan where every figure is nan.
+    """
+    terms = np.asarray(rows, dtype=np.float64)
+    if terms.ndim != 2 or len(terms) == 0:
+        raise ValueError(f"a bootstrap of sums needs at least one row, got shape {terms.shape}")
+    generator = np.random.default_rng(seed)
+    size, step = len(terms), max(1, _CELLS // len(terms))
+    figures = np.empty(resamples)
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        drawn = generator.integers(size, size=(count, size))
+        figures[start : start + count] = statistic(_counts(drawn, size) @ terms)
+    figures = figures[~np.isnan(figures)]
+    if not figures.size:
+        return math.nan, math.nan
+    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -400,7 +400,7 @@ def _judge(context: Context) -> dict[str, Any]:
 
 def _encoder(context: Context) -> dict[str, Any]:
     from lab.evaluation.encoding import region_accuracy
-    from lab.models.contrastive import ContrastiveModel
+    from lab.models.contrastive import ContrastiveModel, save_contrastive
     from lab.models.store import save_component
     from lab.registry import build
     from lab.samples.regions import RegionCollate, Rows
@@ -429,6 +429,7 @@ def _encoder(context: Context) -> dict[str, Any]:
     rows = Rows(len(split.scenes), context.params.seed)
     costs = context.fit(module, rows, collate, settings)
     save_component(context.out, "encoder", spec, args, encoder)
+    save_contrastive(context.out, model)
     held_out = RegionCollate(
         read_split(context.inputs["data"], context.world, "validation"), language, tokenizer
     )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.contracts import Encoder
 from lab.errors import LabError
+from lab.models.store import load_component
 from lab.samples.regions import CaptionedRegions
+
+CONTRASTIVE = "contrastive.safetensors"  # beside the encoder
 
 
 class ContrastiveModel(nn.Module):
@@ -89,3 +95,19 @@ def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
     total = logits.logsumexp(dim=1)
     right = logits.masked_fill(~positive, float("-inf")).logsumexp(dim=1)
     return (total - right).mean()
+
+
+def save_contrastive(folder: Path, model: ContrastiveModel) -> None:
+    """Writes everything but the encoder, which is a component of its own, to `contrastive.safetensors`."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    save_file(state, folder / CONTRASTIVE)
+
+
+def load_contrastive(folder: Path) -> ContrastiveModel:
+    """The contrastive model of a folder that holds its encoder too; in eval mode."""
+    state = load_file(folder / CONTRASTIVE)
+    model = ContrastiveModel(load_component(folder), *state["words.weight"].shape)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or any(not name.startswith("encoder.") for name in missing):
+        raise LabError(f"{folder / CONTRASTIVE}: its weights do not fit the encoder beside it")
+    return model.eval()

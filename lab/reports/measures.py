@@ -83,6 +83,14 @@ MEASURES = (
 # in the files and the CSV; in a table where a declaration names them
 _DETAILS = (
     Measure("understanding/caption_things", "caption things", "share of a caption's things that are named"),
+    Measure("understanding/caption_cider_d", "CIDEr-D", "agreement in rare words, 0 to 10", rate=False),
+    Measure("understanding/caption_bleu_4", "BLEU-4", "agreement in runs of words, 0 to 1", rate=False),
+    Measure("understanding/caption_rouge_l", "ROUGE-L", "agreement in word order, 0 to 1", rate=False),
+    Measure("generation/objects", "objects", "drawn scenes that hold every digit asked for"),
+    Measure("generation/count", "count", "drawn scenes with as many digits as asked for"),
+    Measure("generation/attribution", "attribution", "drawn scenes with every digit in its colour somewhere"),
+    Measure("generation/edit_target", "edit target", "edits after which what was to change is as asked"),
+    Measure("generation/edit_rest", "edit rest", "edits after which all else is as it was"),
     Measure("understanding/grounding_iou", "box IoU", "mean overlap of the given box with the digit's"),
     Measure("understanding/grounding_well_formed", "box form", "answers that are a box at all"),
     Measure("reconstruction/digit", "rebuilt digit", "digits still read as they are after reconstruction"),

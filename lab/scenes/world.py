@@ -6,6 +6,7 @@ few megabytes, and an edited scene is the same integers with one cell changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,12 @@ class Scenes:
     def take(self, rows: np.ndarray) -> Scenes:
         """The given scenes, copied."""
         return Scenes(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
+def stacked(scenes: Sequence[Scenes]) -> Scenes:
+    """Several sets of scenes as one."""
+    names = Scenes.__dataclass_fields__
+    return Scenes(**{name: np.concatenate([getattr(one, name) for one in scenes]) for name in names})
 
 
 def compose(world: World, digits: DigitPatches, count: int, seed: int) -> Scenes:

@@ -12,6 +12,7 @@ import pytest
 
 from lab.config import EvaluateParams
 from lab.evaluation.arm import evaluate_arm
+from lab.evaluation.captioning import caption_figures
 from lab.models.arm import Arm
 from lab.registry import build
 from lab.scenes.digits import load_patches, split_instances
@@ -121,3 +122,20 @@ def test_a_world_without_pairs_asks_no_question_about_two(evaluate: Evaluate) ->
     assert metrics["understanding/vqa"] == pytest.approx(
         np.mean([metrics[f"understanding/vqa/{k}"] for k in asked])
     )
+
+
+def test_what_more_is_said_of_captions_and_drawings(evaluate: Evaluate, tmp_path: Path) -> None:
+    """The same answers and images, by the metrics that have tests of their own."""
+    result = evaluate()
+    metrics, intervals = result["metrics"], result["intervals"]
+    answers = [one for one in json.loads((tmp_path / "answers.json").read_text()) if one["kind"] == "caption"]
+    figures = caption_figures([one["given"] for one in answers], [[one["expected"]] for one in answers])
+    for name, figure in figures.items():
+        assert metrics[f"understanding/caption_{name}"] == pytest.approx(figure.value)
+        assert f"understanding/caption_{name}" in intervals
+    with np.load(tmp_path / "scores.npz", allow_pickle=False) as scores:
+        both = scores["generation/edit_target"] * scores["generation/edit_rest"]
+        assert both.tolist() == scores["generation/edit"].tolist()
+        whole = scores["generation/scene"]
+        for name in ("objects", "count", "attribution"):
+            assert (scores[f"generation/{name}"] >= whole).all()

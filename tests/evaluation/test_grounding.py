@@ -13,6 +13,8 @@ import pytest
 from lab.config import EvaluateParams
 from lab.evaluation.arm import evaluate_arm
 from lab.evaluation.grounding import box_requests, grounding_scores
+from lab.evaluation.reading import boxes as protocol_boxes
+from lab.evaluation.subject import Asking, Subject
 from lab.evaluation.understanding import Answer, answer_all
 from lab.models.arm import Arm
 from lab.registry import build
@@ -175,3 +177,17 @@ def test_the_evaluation_has_it_where_the_world_has_boxes(new_arm: Callable[..., 
     assert list(found["metrics"]) == list(without["metrics"])
     assert answers[1][: len(answers[0])] == answers[0]
     assert [one["kind"] for one in answers[1][len(answers[0]) :]] == ["ground"] * 5
+
+
+def test_the_protocol_asks_and_scores_the_same(new_arm: Callable[..., Arm]) -> None:
+    tasks = with_locations(8, 20)
+    arm = new_arm()
+    arm.model.eval()
+    figures = protocol_boxes(Subject(arm, tasks, tasks), Asking(samples=6))
+    samples, true = box_requests(tasks, 6, seed=0)
+    answers = answer_all(arm.model, samples, arm.tokenizer, arm.collate(tuple(tasks.tasks), left=True), 4)
+    expected = grounding_scores(answers, true, tasks.split.world)
+    for name, figure in figures.items():
+        assert figure.value == pytest.approx(getattr(expected, name).mean())
+        assert figure.low <= figure.value <= figure.high
+    assert set(figures) == {"right", "iou", "well_formed"}

@@ -15,6 +15,7 @@ from lab.evaluation.statistics import (
     power,
     seeds_for,
     seeds_needed,
+    sums_interval,
     t_interval,
     t_probability,
     wilson_interval,
@@ -297,3 +298,39 @@ def test_a_pilot_gives_a_range() -> None:
     assert (found.fewest, found.most) == (seeds_for(0.02 / low), seeds_for(0.02 / high))
     assert seeds_needed(pilot, 0.0).likely is None
     assert seeds_needed(pilot, 0.02, wanted=0.95).likely > 5
+
+
+def test_bootstrap_of_sums_is_that_of_a_mean_where_the_figure_is_one() -> None:
+    values = np.random.default_rng(0).normal(3.0, 1.0, 200)
+    rows = np.stack([values, np.ones(200)], axis=1)
+    ours = sums_interval(rows, lambda sums: sums[:, 0] / sums[:, 1], seed=4)
+    assert ours == pytest.approx(bootstrap_interval(values, seed=4), rel=1e-12)  # the same draws
+
+
+def test_bootstrap_of_a_ratio_agrees_with_scipy() -> None:
+    generator = np.random.default_rng(1)
+    whole = generator.integers(1, 30, 300).astype(float)
+    part = whole * generator.beta(2, 3, 300)
+    ours = sums_interval(np.stack([part, whole], 1), lambda s: s[:, 0] / s[:, 1], resamples=9999)
+    theirs = stats.bootstrap(
+        (part, whole),
+        lambda p, w, axis: p.sum(axis=axis) / w.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert ours == pytest.approx(tuple(theirs), abs=0.002)
+
+
+def test_bootstrap_of_sums_leaves_out_what_is_undefined() -> None:
+    """Precision, where in some draws nothing was called positive, and where nothing ever was."""
+
+    def precision(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.asarray(sums[:, 0] / sums[:, 1])
+
+    low, high = sums_interval([[1, 1], [0, 0], [0, 0]], precision)
+    assert (low, high) == (1, 1)
+    assert all(math.isnan(end) for end in sums_interval([[0, 0], [0, 0]], precision))
+    with pytest.raises(ValueError, match="at least one row"):
+        sums_interval(np.zeros((0, 2)), precision)

@@ -1,0 +1,1 @@
+"""Fault injection, which benchmarks/faults.py drives."""
