@@ -23,6 +23,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 Lab = Callable[..., "subprocess.Popen[str]"]
 Environment = Callable[..., dict[str, str]]
+OFF = {"LAB_TRACKING": "off"}  # test_repro.py looks at what MLflow gets; here it would only take time
 DECLARATION: dict[str, Any] = {
     "claim": {
         "text": "More drawing draws better",
@@ -110,7 +111,7 @@ def locks(trial: Path) -> dict[str, dict[str, str]]:
 
 
 def test_a_node_is_killed_midway_and_the_rest_finishes(repository: Path, trial: Path, lab: Lab) -> None:
-    runner = lab(repository, "graph", "run", "trial", "--jobs", "2")
+    runner = lab(repository, "graph", "run", "trial", "--jobs", "2", **OFF)
     log = trial / ".lab" / "logs" / f"instruct@{UNDERSTANDING}.log"
     deadline = time.monotonic() + 240
     while not (log.exists() and re.search(r"\b(1|2)\d/60 ", log.read_text())):
@@ -129,41 +130,41 @@ def test_a_node_is_killed_midway_and_the_rest_finishes(repository: Path, trial: 
 def test_the_same_command_runs_what_is_missing_and_goes_on_from_the_checkpoint(
     repository: Path, trial: Path, lab: Lab
 ) -> None:
-    text = finished(lab(repository, "graph", "run", "trial", "--jobs", "2"))
+    text = finished(lab(repository, "graph", "run", "trial", "--jobs", "2", **OFF))
     assert ran(text) == {f"instruct@{UNDERSTANDING}", f"evaluate@{UNDERSTANDING}", "compare"}
     log = (trial / ".lab" / "logs" / f"instruct@{UNDERSTANDING}.log").read_text()
     assert int(re.findall(r"(\d+)/60 ", log)[0]) >= 10
     assert not list((trial / ".lab" / "work").glob("*"))
     assert (trial / "output" / "compare" / "comparison.html").exists()
-    assert finished(lab(repository, "graph", "run", "trial")).strip() == "11 stages, all up to date"
+    assert finished(lab(repository, "graph", "run", "trial", **OFF)).strip() == "11 stages, all up to date"
 
 
 def test_serial_dvc_repro_gives_the_same_bytes_and_leaves_the_runner_nothing(
     repository: Path, trial: Path, lab: Lab, environment: Environment
 ) -> None:
-    assert "Running stage" not in dvc(trial, environment(repository), "repro")
+    assert "Running stage" not in dvc(trial, environment(repository, **OFF), "repro")
     parallel = locks(trial)
     shutil.rmtree(trial / "output")
     shutil.rmtree(trial / "metrics")
     shutil.rmtree(repository / ".dvc" / "cache")
     for lock in [trial / "dvc.lock", *trial.glob("nodes/*/dvc.lock")]:
         lock.unlink()
-    text = dvc(trial, environment(repository, LAB_TRACKING="off"), "repro")
+    text = dvc(trial, environment(repository, **OFF), "repro")
     assert text.count("Running stage") == 11
     serial = locks(trial)
     assert serial.keys() == parallel.keys()
     for name in serial.keys() - {"compare"}:  # which shows seconds
         assert serial[name] == parallel[name], name
-    assert finished(lab(repository, "graph", "run", "trial")).strip() == "11 stages, all up to date"
+    assert finished(lab(repository, "graph", "run", "trial", **OFF)).strip() == "11 stages, all up to date"
 
 
 def test_a_new_level_runs_its_nodes_alone(repository: Path, trial: Path, lab: Lab) -> None:
     mixes = {"understanding": "understanding", "generation": "generation", "more": {"vqa": 1}}
     declare(trial, factors={"mix": mixes})
-    text = finished(lab(repository, "graph", "run", "trial", "--jobs", "2"))
+    text = finished(lab(repository, "graph", "run", "trial", "--jobs", "2", **OFF))
     assert ran(text) == {"instruct@more-s0", "evaluate@more-s0", "compare"}
     declare(trial)
-    assert ran(finished(lab(repository, "graph", "run", "trial"))) <= {"compare"}
+    assert ran(finished(lab(repository, "graph", "run", "trial", **OFF))) <= {"compare"}
 
 
 def test_an_edited_component_makes_the_nodes_stale_that_use_it(
@@ -172,28 +173,28 @@ def test_an_edited_component_makes_the_nodes_stale_that_use_it(
     file = repository / "components" / "connectors" / "linear.py"
     text = file.read_text()
     file.write_text(text + "\n# edited\n")
-    stale = json.loads(finished(lab(repository, "graph", "status", "trial", "--json")))
+    stale = json.loads(finished(lab(repository, "graph", "status", "trial", "--json", **OFF)))
     file.write_text(text)
     assert {name for name, state in stale.items() if state["state"] == "done"} == SHARED
     assert stale["align@s0"]["reason"].endswith("components/connectors/linear.py changed")
-    assert finished(lab(repository, "graph", "status", "trial")).strip() == "11 done"
+    assert finished(lab(repository, "graph", "status", "trial", **OFF)).strip() == "11 done"
 
 
 def test_results_travel_to_a_second_clone(
     repository: Path, tmp_path: Path, lab: Lab, environment: Environment
 ) -> None:
     """`dvc pull` there: nothing to do, and a comparison without training."""
-    mine = environment(repository)
+    mine = environment(repository, **OFF)
     dvc(repository, mine, "remote", "add", "-d", "--local", "store", str(tmp_path / "store"))
     dvc(repository, mine, "push")
     commit(repository, "Results")
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(repository), str(clone)], check=True)
-    theirs = environment(clone)
+    theirs = environment(clone, **OFF)
     dvc(clone, theirs, "remote", "add", "-d", "--local", "store", str(tmp_path / "store"))
     trial = clone / "experiments" / "ablations" / "trial"
     dvc(trial, theirs, "pull", "-R", ".")
     assert "up to date" in dvc(trial, theirs, "status", "-R", ".")
-    assert finished(lab(clone, "graph", "run", "trial")).strip() == "11 stages, all up to date"
-    text = finished(lab(clone, "compare", "trial", LAB_TRACKING="off"))
+    assert finished(lab(clone, "graph", "run", "trial", **OFF)).strip() == "11 stages, all up to date"
+    text = finished(lab(clone, "compare", "trial", **OFF))
     assert "generation" in text
