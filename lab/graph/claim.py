@@ -54,6 +54,9 @@ class Claim:
         with self._locked():
             if (holder := self._holder()) is not None and not self._lost(holder):
                 raise ClaimedError(f"another attempt works on it: {_named(holder)}")
+            for left in self.path.parent.glob(f"{self.path.name}.*"):  # who died while it had the lock
+                if left.suffix != ".lock":
+                    left.unlink()
             draft = self.path.with_name(f"{self.path.name}.{self._token}")
             draft.write_text(self._content)
             os.replace(draft, self.path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.config import FitParams, Params, TrainerParams, load_params, node_params, read_tree, unadapted
 from lab.errors import LabError, nearest
-from lab.graph.claim import Claim
+from lab.graph.claim import Claim, ClaimedError
 from lab.graph.hashing import hashed
 from lab.graph.node import Node, clear, content_of, damage, identify, identity_of, publish, write_metrics
 from lab.graph.stages import (
@@ -278,15 +278,33 @@ def execute(context: Context) -> dict[str, Any]:
     home = node.work.parents[2]
     name = node.output.relative_to(home).as_posix().replace("/", "~")
     with Claim(home / ".lab" / "claims" / name, os.environ.get("LAB_ATTEMPT", "")) as claim:
-        if (metrics := _published(context)) is not None:
+        metrics = _published(context)
+        if metrics is not None:
             print(f"{node.label}: done before", flush=True)
-            return metrics
-        for place in context.inputs.values():
-            if fault := damage(place):
-                raise LabError(f"{node.label}: {fault}; `lab graph run` or `dvc checkout --force` mends it")
-        metrics = _work_on(context, claim)
+        else:
+            for place in context.inputs.values():
+                if fault := damage(place):
+                    raise LabError(
+                        f"{node.label}: {fault}; `lab graph run` or `dvc checkout --force` mends it"
+                    )
+            metrics = _attempt(context, claim)
     clear(node.work)
     return metrics
+
+
+def _attempt(context: Context, claim: Claim) -> dict[str, Any]:
+    """Works; where another attempt took over meanwhile, says so, whatever it came to.
+
+    Raises:
+        ClaimedError: another attempt took over.
+    """
+    try:
+        return _work_on(context, claim)
+    except (OSError, ClaimedError):
+        if _published(context) is not None:
+            clear(context.node.work)
+        with claim.fence():  # who took over has removed what this attempt had written
+            raise
 
 
 def _assist(context: Context) -> None:

@@ -6,19 +6,27 @@ once and each record costs tens of milliseconds. Plain `dvc repro` afterwards fi
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import yaml
+
 from lab.errors import LabError
-from lab.graph.hashing import Hashed, hashed
+from lab.graph.hashing import Hashed, files_in, hashed
 from lab.graph.snapshot import Snapshot
 from lab.graph.task import Pipeline, Task
 
 Verdict = Literal["unchanged", "from cache", "run"]
+
+_ROOM = 8 << 20  # bytes that have to be free beside those that an output takes in the cache
 
 
 class DamageError(Exception):
@@ -47,8 +55,11 @@ class Recorder:
 
         self.snapshot = snapshot
         with _told():
+            _need_room(folder, _ROOM)
             self.repo = Repo(str(folder), _wait_for_lock=True)
-        self._dependencies: dict[str, dict[str, Any]] = {}  # of tasks that were judged and did not run yet
+            self._mend()
+        self._judged: dict[str, Any] = {}  # DVC's stages of tasks that were judged and did not run yet
+        self._code: dict[Path, Hashed | None] = {}  # of the snapshot, which stays as it is
         self._published: dict[Path, tuple[str, str]] = {}  # output -> its task and MD5
 
     def __enter__(self) -> Recorder:
@@ -90,10 +101,12 @@ class Recorder:
             try:
                 self.repo.stage_cache.restore(stage)
             except RunCacheNotFoundError:
+                self._judged[task.name] = stage
                 return "run"
             stage.save_outs()
             if damaged := [out for out in stage.outs if self._differs(out)]:
                 self._forget(damaged)
+                self._judged[task.name] = stage
                 return "run"
             self._write(task, stage)
             return "from cache"
@@ -105,13 +118,12 @@ class Recorder:
             LabError: an output is missing.
         """
         with _told(), self.repo.lock:
-            stage = self._stage(task)
-            known = self._dependencies.pop(task.name, None)
-            if known is None:
+            stage = self._judged.pop(task.name, None)
+            if stage is None:
+                stage = self._stage(task)
                 self._hash_dependencies(task, stage)
-            else:
-                for dep in stage.deps:
-                    dep.hash_info, dep.meta = known[dep.def_path]
+            places = [Path(out.fs_path) for out in stage.outs]
+            _need_room(Path(self.repo.root_dir), _ROOM + sum(map(_size, places)))
             stage.save_outs()
             self._write(task, stage)
 
@@ -176,17 +188,44 @@ class Recorder:
                 raise DamageError(owner, path)
             dep.hash_info = HashInfo("md5", found.md5)
             dep.meta = Meta(size=found.size, nfiles=found.files, isdir=found.files is not None)
-        self._dependencies[task.name] = {dep.def_path: (dep.hash_info, dep.meta) for dep in stage.deps}
+            dep.get_hash = partial(getattr, dep, "hash_info")  # DVC would hash it again, several times
 
     def _of_snapshot(self, path: Path) -> Hashed | None:
-        return None if self.snapshot is None else self.snapshot.hashed(path)
+        if path not in self._code:
+            self._code[path] = None if self.snapshot is None else self.snapshot.hashed(path)
+        return self._code[path]
+
+    def _mend(self) -> None:
+        """Remove what DVC notes of who works on what, if its writer was killed and left half a file."""
+        path = Path(self.repo.tmp_dir, "rwlock")
+        with suppress(FileNotFoundError), self.repo.lock:
+            try:
+                json.loads(path.read_text())
+            except ValueError:
+                path.unlink()
 
     def _write(self, task: Task, stage: Any) -> None:
         stage.md5 = stage.compute_md5()
         self.repo.stage_cache.save(stage)
-        stage.commit()
-        stage.dump(update_pipeline=False)
+        for out in stage.outs:  # not stage.commit(), which notes in a file of DVC's that it does
+            out.commit()
+        self._dump(task, stage)
         self._expect(task, stage)
+
+    def _dump(self, task: Task, stage: Any) -> None:
+        """Write dvc.lock as DVC does, but in one piece: who kills DVC while it writes leaves half a file."""
+        from dvc.stage.serialize import to_lockfile
+
+        path = task.file.with_name("dvc.lock")
+        try:
+            tree = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) or {}
+        except FileNotFoundError:
+            tree = {}
+        tree = {"schema": "2.0", **tree, "stages": tree.get("stages", {}) | to_lockfile(stage)}
+        draft = task.home / ".lab" / f"dvc.lock.{os.getpid()}"
+        with draft.open("w", encoding="utf-8") as file:
+            yaml.dump(tree, file, _Dumper, sort_keys=False, allow_unicode=True)
+        os.replace(draft, path)
 
     def _expect(self, task: Task, stage: Any) -> None:
         for out in stage.outs:
@@ -210,6 +249,33 @@ class Recorder:
                 *(entry[2].value for entry in out.obj or () if out.hash_info.isdir),
             }:
                 Path(out.cache.oid_to_path(oid)).unlink(missing_ok=True)
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes the ordered mappings of DVC as mappings."""
+
+
+_Dumper.add_representer(OrderedDict, lambda dumper, data: dumper.represent_dict(data.items()))
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for _, file in files_in(path))
+    return path.stat().st_size if path.exists() else 0
+
+
+def _need_room(place: Path, size: int) -> None:
+    """Stop where the disk is about full: DVC's database would try again for ever.
+
+    Raises:
+        LabError: fewer bytes are free.
+    """
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise LabError(
+            f"{place}: {free >> 20} MB of space are left on the disk and {size >> 20} are needed; "
+            "make some space and run the same command again"
+        )
 
 
 @contextmanager

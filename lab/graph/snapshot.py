@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,18 +49,18 @@ def take_snapshot() -> Snapshot:
         copy = home / before
         if not copy.exists():
             draft = home / f".{before}.{uuid.uuid4().hex[:8]}"
-            for package in _PACKAGES:
-                for name, file in files_in(REPOSITORY / package):
-                    target = draft / package / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, target)
-            if _digest(draft) != before:  # edited while it was copied
-                shutil.rmtree(draft)
-                continue
             try:
-                os.rename(draft, copy)
-            except OSError:  # another runner was quicker
-                shutil.rmtree(draft)
+                for package in _PACKAGES:
+                    for name, file in files_in(REPOSITORY / package):
+                        target = draft / package / name
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, target)
+                if _digest(draft) != before:  # edited while it was copied
+                    continue
+                with suppress(OSError):  # another runner was quicker
+                    os.rename(draft, copy)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         os.utime(copy)
         for old in sorted(home.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
