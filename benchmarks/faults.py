@@ -60,7 +60,7 @@ SCENARIOS: dict[str, tuple[str, int, Scenario]] = {
     "sigterm": ("SIGTERM to the runner", 10, rivals.asked(signal.SIGTERM)),
     "interrupt": ("Ctrl-C once", 10, rivals.asked(signal.SIGINT)),
     "twice": (
-        "Ctrl-C twice, nodes slow to stop",
+        "Ctrl-C twice, slow nodes",
         10,
         rivals.asked(signal.SIGINT, signal.SIGINT, linger="20"),
     ),

@@ -121,9 +121,9 @@ def while_there_is(pattern: str, kills: int = 5) -> Scenario:
                     break
                 continue
             time.sleep(chance.uniform(0, 0.01))
-            pid = next(int(part) for part in path.split(".") if part.isdigit())
-            if pipeline.kill(pid):
-                pipeline.await_end(pid)
+            writers = [int(part) for part in path.split(".") if part.isdigit() and pipeline.owns(int(part))]
+            if writers and pipeline.kill(writers[0]):
+                pipeline.await_end(writers[0])
                 outcome.faults += (pipeline.folder / path).exists()  # otherwise it had finished writing
                 outcome.allowed += EVERY
             runner.code()

@@ -220,7 +220,7 @@ class Laboratory:
         (folder / "nodes.json").write_text(json.dumps(settings, indent=1))
         stages = {
             name: {
-                "cmd": " ".join(["python", "step.py", name, *needs]),
+                "cmd": " ".join(["python", "-P", "step.py", name, *needs]),
                 "params": [{"nodes.json": [name]}],
                 "deps": [
                     "step.py",

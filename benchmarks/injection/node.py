@@ -10,13 +10,12 @@ import time
 import types
 from pathlib import Path
 
-sys.modules["torch"] = types.SimpleNamespace(set_num_threads=id, manual_seed=id)  # takes seconds to import
-
 from lab.errors import LabError
 from lab.graph.claim import ClaimedError
 from lab.graph.execution import WORK, Context, execute
 from lab.graph.node import Node, content_of, identify, identity_of
 
+sys.modules["torch"] = types.SimpleNamespace(set_num_threads=id, manual_seed=id)  # takes seconds to import
 name, *needs = sys.argv[1:]
 home, told, size = Path.cwd(), [], int(os.environ.get("CHECKPOINT", "1"))
 settings = json.loads((home / "nodes.json").read_text())[name]
@@ -42,7 +41,7 @@ def blob(state):
 
 def save(work, done, state):
     work.mkdir(parents=True, exist_ok=True)
-    draft = work / f"last.{os.getpid()}.partial"
+    draft = work / f"last.{os.getpid()}.{done}.partial"
     try:
         write(draft, f"{done}\n{state.hex()}\n".encode() + blob(state) * size)
         os.replace(draft, work / "last")

@@ -38,6 +38,8 @@ waiting = pipeline.descendants(pipeline.stale)
 submit(pipeline.tasks, lambda: waiting, home, take_snapshot().folder, lambda name: needs)
 """
 
+_STUCK = ("held", "Dependency", "Nodes required")  # in the reasons of jobs that nothing but a person helps
+
 
 def on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
     """Kill daemons of a SLURM at random moments.
@@ -51,6 +53,8 @@ def on_slurm(kill: Callable[[Any, Pipeline, random.Random], int]) -> Scenario:
         cluster = laboratory.once(start_cluster)
         pipeline, outcome = laboratory.pipeline(GRAPH), Outcome()
         for attempt in range(3):
+            for name in cluster.nodes:  # as an administrator would: a lost controller drains nodes
+                cluster.run("scontrol", "update", f"nodename={name}", "state=resume")
             command = [sys.executable, "-c", SUBMIT]
             done = subprocess.run(command, cwd=pipeline.folder, env=pipeline.environment, capture_output=True)
             if done.returncode:

@@ -151,7 +151,7 @@ class Pipeline:
     def node(self, name: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a node by hand, as a job of a cluster or another person would."""
         return subprocess.Popen(
-            [sys.executable, "step.py", name, *self.graph[name]],
+            [sys.executable, "-P", "step.py", name, *self.graph[name]],
             cwd=self.folder,
             env={**self.environment, **environment},
             stdout=subprocess.DEVNULL,

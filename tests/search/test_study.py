@@ -195,7 +195,7 @@ def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("LAB_TRACKING", "on")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    stage = {"experiment": "connectors_by_mix", "arm": "linear-a", "stage": "instruct", "name": "instruct"}
+    stage = {"experiment": "quickstart", "arm": "linear-a", "stage": "instruct", "name": "instruct"}
 
     def with_stages(settings: dict[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
         with start_run(**{**stage, "arm": "shared", "stage": "encoder", "name": "encoder"}) as upstream:
@@ -206,7 +206,7 @@ def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.Mo
 
     run(str(sweep), trials=2, objective=with_stages)
     with store.locked_client() as client:
-        experiment = client.get_experiment_by_name("connectors_by_mix")
+        experiment = client.get_experiment_by_name("quickstart")
         assert experiment is not None
         found = client.search_runs([experiment.experiment_id])
     arms = {one.data.tags["arm"]: one for one in found if one.data.tags["level"] == "arm"}
