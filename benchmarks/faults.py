@@ -26,7 +26,6 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,15 +38,15 @@ MARKS = "<!-- faults: begin -->", "<!-- faults: end -->"
 HEAD = ["fault", "trials", "faults", "failed", "steps in vain", "back at work, median s", "worst s"]
 
 SCENARIOS: dict[str, tuple[str, int, Scenario]] = {
-    "runner": ("runner killed at random moments", 25, kills.at_random(kills.kill_runner)),
-    "node": ("a node killed at random moments", 25, kills.at_random(kills.kill_node)),
-    "both": ("runner and a node killed together", 15, kills.at_random(kills.kill_both)),
-    "everything": ("every process killed, guard included", 15, kills.at_random(kills.kill_everything)),
-    "eight": ("runner killed with eight nodes at work", 10, kills.with_eight_at_work),
-    "resume": ("killed again in the first step after a resume", 15, kills.after_resume),
+    "runner": ("runner killed at random moments", 20, kills.at_random(kills.kill_runner)),
+    "node": ("a node killed at random moments", 20, kills.at_random(kills.kill_node)),
+    "both": ("runner and a node killed together", 12, kills.at_random(kills.kill_both)),
+    "everything": ("every process killed, guard included", 12, kills.at_random(kills.kill_everything)),
+    "eight": ("runner killed with eight nodes at work", 8, kills.with_eight_at_work),
+    "resume": ("killed again in the first step after a resume", 12, kills.after_resume),
     "checkpoint": (
         "a node killed while it writes a checkpoint",
-        10,
+        12,
         kills.while_there_is(".lab/work/*/last.*.partial"),
     ),
     "publish": ("a node killed while it publishes", 10, kills.while_there_is("output/.*.partial/weights")),
@@ -57,24 +56,24 @@ SCENARIOS: dict[str, tuple[str, int, Scenario]] = {
         10,
         kills.while_it_writes(".dvc/tmp/rwlock", 12),
     ),
-    "sigterm": ("SIGTERM to the runner", 10, rivals.asked(signal.SIGTERM)),
-    "interrupt": ("Ctrl-C once", 10, rivals.asked(signal.SIGINT)),
+    "sigterm": ("SIGTERM to the runner", 8, rivals.asked(signal.SIGTERM)),
+    "interrupt": ("Ctrl-C once", 8, rivals.asked(signal.SIGINT)),
     "twice": (
         "Ctrl-C twice, slow nodes",
-        10,
+        6,
         rivals.asked(signal.SIGINT, signal.SIGINT, linger="20"),
     ),
     "two": ("two runners on one graph", 100, rivals.two_runners),
-    "rivals": ("32 attempts at one node of a new repository", 10, rivals.many_attempts),
+    "rivals": ("32 attempts at one node of a new repository", 8, rivals.many_attempts),
     "paused": ("a node paused beyond its lease", 20, rivals.paused),
-    "flip": ("a bit flipped in an output", 20, files.flipped(in_cache=False)),
-    "flips": ("a bit flipped in an output and in DVC's cache", 20, files.flipped(in_cache=True)),
-    "cache": ("outputs lost, a bit flipped in DVC's cache", 20, files.lost_outputs),
-    "full": ("disk full", 20, files.full_disk),
+    "flip": ("a bit flipped in an output", 15, files.flipped(in_cache=False)),
+    "flips": ("a bit flipped in an output and in DVC's cache", 15, files.flipped(in_cache=True)),
+    "cache": ("outputs lost, a bit flipped in DVC's cache", 15, files.lost_outputs),
+    "full": ("disk full", 15, files.full_disk),
     "edited": ("code edited while nodes wait", 10, files.edited),
-    "slurmd": ("daemon of a SLURM node killed", 5, on_slurm.on_slurm(on_slurm.kill_daemon)),
-    "machine": ("a SLURM node lost with all that ran on it", 5, on_slurm.on_slurm(on_slurm.lose_machine)),
-    "slurmctld": ("SLURM's controller killed", 5, on_slurm.on_slurm(on_slurm.kill_controller)),
+    "slurmd": ("daemon of a SLURM node killed", 4, on_slurm.on_slurm(on_slurm.kill_daemon)),
+    "machine": ("a SLURM node lost with all that ran on it", 4, on_slurm.on_slurm(on_slurm.lose_machine)),
+    "slurmctld": ("SLURM's controller killed", 4, on_slurm.on_slurm(on_slurm.kill_controller)),
     "training": ("`lab stage` killed while it trains", 20, training.trained(signal.SIGKILL)),
     "preempted": ("SIGTERM to `lab stage` while it trains", 10, training.trained(signal.SIGTERM)),
 }
@@ -133,22 +132,19 @@ def main() -> None:
             for problem in outcome.problems:
                 print(f"{name}, trial {number}: {problem}", file=sys.stderr, flush=True)
         print(f"| {' | '.join(row.cells())} |", file=sys.stderr, flush=True)
+        if args.write:
+            write_between(PAGE, MARKS, f"{machine()}.\n\n{table([HEAD, *_written(row)])}")
     print(table([HEAD, *(row.cells() for row in rows.values())]))
-    if args.write:
-        write_between(PAGE, MARKS, f"{machine()}.\n\n{table([HEAD, *_written(rows)])}")
     if any(outcome.problems for row in rows.values() for outcome in row.outcomes):
         raise SystemExit(f"what is left of the failed trials: {folder}")
     shutil.rmtree(folder)
 
 
-def _written(rows: Mapping[str, Row]) -> list[list[str]]:
-    """The rows of the page with those that were measured now in their places."""
+def _written(row: Row) -> list[list[str]]:
+    """The rows of the page, with this one in its place."""
     text = PAGE.read_text().partition(MARKS[0])[2].partition(MARKS[1])[0]
-    found = [
-        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if "|" in line
-    ]
-    known = {cells[0]: cells for cells in found[2:]}
-    known |= {row.title: row.cells() for row in rows.values()}
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    known = {cells[0]: cells for cells in lines[2:]} | {row.title: row.cells()}
     return [known[title] for title, _, _ in SCENARIOS.values() if title in known]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -118,9 +117,9 @@ def edited(laboratory: Laboratory, chance: random.Random) -> Outcome:
         file.write_text(PART.format(salt="edited"))
         if runner.code() != 0:
             outcome.problems.append(f"exit code {runner.code()}: {runner.tail()}")
-        stale = json.loads(pipeline.dvc("status", "--json"))
+        stale = pipeline.stale()
         uses = {name for name in GRAPH if settings_of(name)["part"] == part}
-        if {name.partition(":")[2] or name for name in stale} != uses:
+        if set(stale) != uses:
             outcome.problems.append(f"stale: {sorted(stale)}, not {sorted(uses)}")
         file.write_bytes(before)
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))

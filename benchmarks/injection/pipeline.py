@@ -166,6 +166,10 @@ class Pipeline:
         )
         return done.stdout + done.stderr
 
+    def stale(self) -> list[str]:
+        """The nodes that DVC finds changed."""
+        return [address.rpartition(":")[2] for address in json.loads(self.dvc("status", "--json"))]
+
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """What nodes noted, in order."""
         try:
