@@ -56,7 +56,7 @@ def this_machine(file: Path) -> Machine:
         return Machine(found["rate"], {int(jobs): slower for jobs, slower in found["contention"].items()})
     machine = _measure()
     known[name] = {
-        "at": round(time.time()),
+        "at": int(time.time()),
         "rate": round(machine.rate),
         "contention": {str(jobs): round(slower, 2) for jobs, slower in machine.contention.items()},
     }
