@@ -78,7 +78,7 @@ def commit(folder: Path, message: str, first: bool = False) -> None:
 
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=900)
     assert process.returncode == code, text
     return text
 
@@ -90,7 +90,7 @@ def dvc(folder: Path, environment: dict[str, str], *words: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
