@@ -131,7 +131,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     optimizers: Any = module.configure_optimizers()
     optimizer = optimizers["optimizer"]
     collate = arm.collate(tuple(tasks.tasks))
-    data = Mixture(tasks, mix, 1 << 40, params.seed)
+    data = Mixture(tasks.sources(), mix, 1 << 40, params.seed)
 
     def steps() -> Iterator[None]:
         for step in itertools.count():

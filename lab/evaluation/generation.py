@@ -60,10 +60,10 @@ def draw_all(
             generator = torch.Generator(device).manual_seed(own)
             images.append(image_decoder.sample(one.unsqueeze(0), generator).cpu())
         real += [
-            segment.pixels
+            segment.picture.pixels
             for sample in chunk
             for segment in sample.segments
-            if segment.supervised and segment.pixels is not None
+            if segment.supervised and segment.picture is not None
         ]
     return Drawn(torch.cat(images), torch.from_numpy(np.stack(real)))
 

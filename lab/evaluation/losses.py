@@ -35,7 +35,7 @@ def validation_losses(
     Returns:
         `validation/loss` (text plus image), `validation/loss_<task>` and `validation/loss_<task>_image`.
     """
-    held_out = Mixture(tasks, mix, batches * batch_size, seed + 1)
+    held_out = Mixture(tasks.sources(), mix, batches * batch_size, seed + 1)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for index in range(batches):

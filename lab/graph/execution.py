@@ -480,7 +480,7 @@ def _text_decoder(context: Context) -> dict[str, Any]:
         weight_decay=settings.weight_decay,
     )
     collate = Collate(tokenizer, 0, 0, tuple(tasks.tasks))
-    mix = Mixture(tasks, {"text": 1.0}, settings.steps * settings.batch_size, params.seed)
+    mix = Mixture(tasks.sources(), {"text": 1.0}, settings.steps * settings.batch_size, params.seed)
     costs = context.fit(module, mix, collate, settings)
     save_component(context.out, "text_decoder", spec, args, model)
     tokenizer.save(context.out / TOKENIZER)
@@ -625,7 +625,7 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, floa
         weight_decay=settings.weight_decay,
     )
     collate = arm.collate(tuple(train.tasks))
-    dataset = Mixture(train, mix, settings.steps * settings.batch_size, context.params.seed)
+    dataset = Mixture(train.sources(), mix, settings.steps * settings.batch_size, context.params.seed)
     costs = context.fit(module, dataset, collate, settings)
     arm.model.eval()
     arm.save(context.out)

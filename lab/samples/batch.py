@@ -113,10 +113,10 @@ class Collate:
             supervised[index, place], kind[index, place] = row_supervised, row_kind
             image[index, place] = row_image
         images = [
-            (segment.pixels, segment.supervised)
+            (segment.picture.pixels, segment.supervised)
             for sample in samples
             for segment in sample.segments
-            if segment.pixels is not None
+            if segment.picture is not None
         ]
         return Batch(
             ids=torch.from_numpy(ids),
@@ -138,7 +138,7 @@ class Collate:
         """(I, L) ids of what the user says, a row for every image that is read."""
         rows = []
         for sample in samples if self.prompts else ():
-            read = sum(segment.pixels is not None and not segment.supervised for segment in sample.segments)
+            read = sum(segment.picture is not None and not segment.supervised for segment in sample.segments)
             said = [segment.text for segment in sample.segments if USER in (segment.text or "")]
             rows += [[piece for text in said for piece in self.tokenizer.encode(text or "")]] * read
         table = np.full((len(rows), max(map(len, rows), default=0)), self._pad, np.int64)

@@ -7,30 +7,51 @@ whoever asks for it, and batch k always holds samples k * batch_size to (k + 1) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from lab.errors import LabError, nearest
 from lab.samples.segments import Sample
-from lab.scenes.tasks import SceneTasks
 
 CYCLE = 256  # positions after which the pattern of tasks repeats; shares are exact to 1/256
 
 
+class Source(Protocol):
+    """Where the samples of one name in a mix come from: a task of the built-in world, or a data set.
+
+    Attributes:
+        number: part of the seed of its order and phrasing, so that two sources of a mix differ in both.
+    """
+
+    @property
+    def number(self) -> int: ...
+
+    def __len__(self) -> int:
+        """Rows of one pass."""
+        ...
+
+    def sample(self, row: int, seed: int) -> Sample:
+        """The sample of a row; equal arguments give equal samples."""
+        ...
+
+
 class Mixture(Dataset[Sample]):
-    """Samples of several tasks in stated shares.
+    """Samples of several sources in stated shares.
 
     Args:
-        source: makes a sample of a task from a scene.
-        mix: task -> weight; weights are normalised to shares of samples.
+        sources: by the names that a mix may use.
+        mix: name of a source -> weight; weights are normalised to shares of samples.
         length: number of samples in the stage.
         seed: of order and phrasing.
     """
 
-    def __init__(self, source: SceneTasks, mix: Mapping[str, float], length: int, seed: int) -> None:
-        self.source, self.length, self.seed = source, length, seed
-        self.cycle = schedule(mix, tuple(source.tasks))
+    def __init__(
+        self, sources: Mapping[str, Source], mix: Mapping[str, float], length: int, seed: int
+    ) -> None:
+        self.sources, self.length, self.seed = sources, length, seed
+        self.cycle = schedule(mix, tuple(sources))
         self.counts = {task: self.cycle.count(task) for task in mix}
         seen: dict[str, int] = dict.fromkeys(mix, 0)
         self._rank: list[int] = []
@@ -46,21 +67,21 @@ class Mixture(Dataset[Sample]):
         cycle, phase = divmod(position, CYCLE)
         task = self.cycle[phase]
         number = cycle * self.counts[task] + self._rank[phase]  # this is the task's sample number `number`
-        epoch, index = divmod(number, len(self.source))
-        return self.source.sample(task, int(self._permutation(task, epoch)[index]), self._seed(task, epoch))
+        source = self.sources[task]
+        epoch, index = divmod(number, len(source))
+        return source.sample(int(self._permutation(task, epoch)[index]), self._seed(task, epoch))
 
     def _seed(self, task: str, epoch: int) -> int:
-        return int(
-            np.random.SeedSequence([self.seed, list(self.source.tasks).index(task), epoch]).generate_state(1)[
-                0
-            ]
-        )
+        entropy = [self.seed, self.sources[task].number, epoch]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def _permutation(self, task: str, epoch: int) -> np.ndarray:
         key = (task, epoch)
         if key not in self._order:
             self._order = {known: order for known, order in self._order.items() if known[0] != task}
-            self._order[key] = np.random.default_rng(self._seed(task, epoch)).permutation(len(self.source))
+            self._order[key] = np.random.default_rng(self._seed(task, epoch)).permutation(
+                len(self.sources[task])
+            )
         return self._order[key]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,23 +15,50 @@ USER, ASSISTANT = "<user>", "<assistant>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE_START, IMAGE_END, USER, ASSISTANT)
 
 
+class Picture:
+    """An image that is read or rendered when its pixels are asked for, and then kept.
+
+    Args:
+        load: makes the pixels, (3, H, W) float32 in [0, 1].
+        name: makes the key, which names the content: equal keys mean equal pixels, wherever they come from.
+    """
+
+    def __init__(self, load: Callable[[], np.ndarray], name: Callable[[], str]) -> None:
+        self._load, self._name = load, name
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """(3, H, W) float32 in [0, 1]."""
+        return self._load()
+
+    @cached_property
+    def key(self) -> str:
+        """Names the content."""
+        return self._name()
+
+
 @dataclass(frozen=True)
 class Segment:
     """A piece of a sample: either text or an image.
 
     Attributes:
         text: words, special tokens included; None for an image.
-        pixels: (3, H, W) float32 in [0, 1]; None for text.
+        picture: None for text.
         supervised: whether the model learns to produce this segment.
     """
 
     text: str | None = None
-    pixels: np.ndarray | None = None
+    picture: Picture | None = None
     supervised: bool = False
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.pixels is None):
+        if (self.text is None) == (self.picture is None):
             raise ValueError("a segment holds either text or an image")
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """(3, H, W) float32 in [0, 1], made now if nobody asked before; None for text."""
+        return None if self.picture is None else self.picture.pixels
 
 
 @dataclass(frozen=True)
@@ -47,8 +77,9 @@ class Sample:
 
 
 def image(pixels: np.ndarray, supervised: bool = False) -> Segment:
-    """An image; `pixels` (3, H, W) float32 in [0, 1]."""
-    return Segment(pixels=pixels, supervised=supervised)
+    """An image that is at hand; `pixels` (3, H, W) float32 in [0, 1]."""
+    picture = Picture(lambda: pixels, lambda: hashlib.sha256(pixels.tobytes()).hexdigest()[:32])
+    return Segment(picture=picture, supervised=supervised)
 
 
 def question(text: str) -> Segment:

@@ -25,11 +25,12 @@ words: a box is two of them (see lab/scenes/locations.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from lab.samples.segments import BOS, EOS, Sample, Segment, answer, image, question
+from lab.samples.segments import BOS, EOS, Picture, Sample, Segment, answer, question
 from lab.scenes.language import QUESTIONS, Language, Thing, things_of
 from lab.scenes.locations import write_box
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, boxes, render
@@ -72,6 +73,10 @@ class SceneTasks:
 
     def __len__(self) -> int:
         return len(self.split.scenes)
+
+    def sources(self) -> dict[str, TaskSource]:
+        """Every task as a source of a mix."""
+        return {task: TaskSource(self, task, number) for number, task in enumerate(self.tasks)}
 
     def sample(self, task: str, row: int, seed: int) -> Sample:
         """The sample of a task about scene `row`; equal arguments give equal samples."""
@@ -263,7 +268,24 @@ class SceneTasks:
         return things_of(scene, 0)
 
     def _image(self, scene: Scenes, supervised: bool = False) -> Segment:
-        return image(render(self.split.world, self.split.digits, scene)[0], supervised)
+        split = self.split
+        picture = Picture(lambda: render(split.world, split.digits, scene)[0], lambda: split.key(scene))
+        return Segment(picture=picture, supervised=supervised)
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """One task of a split as a source of a mix (see lab/samples/mixture.py)."""
+
+    tasks: SceneTasks
+    task: str
+    number: int
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def sample(self, row: int, seed: int) -> Sample:
+        return self.tasks.sample(self.task, row, seed)
 
 
 def _apply(scene: Scenes, cell: int, colour: str | None) -> Scenes:

@@ -6,8 +6,10 @@ few megabytes, and an edited scene is the same integers with one cell changed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,17 @@ class WorldSplit:
     world: World
     digits: DigitPatches
     scenes: Scenes
+
+    @cached_property
+    def _seed_of_keys(self) -> bytes:
+        """Names all that pixels depend on beside a scene."""
+        parts = [repr(self.world).encode(), *(array.tobytes() for array in vars(self.digits).values())]
+        return hashlib.sha256(b"".join(parts)).digest()
+
+    def key(self, scene: Scenes) -> str:
+        """Names the image of one scene, 32 hex digits: equal keys mean equal pixels."""
+        parts = [getattr(scene, name).tobytes() for name in scene.__dataclass_fields__]
+        return hashlib.sha256(b"".join([self._seed_of_keys, *parts])).hexdigest()[:32]
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """(len(rows), 3, H, W) float32 in [0, 1]."""

@@ -26,7 +26,7 @@ class HeldOutScore(pl.Callback):
 
     def prepare(self, tasks: SceneTasks, steps: int) -> None:
         """Says what is scored and when; called before training."""
-        self.held_out = Mixture(tasks, self.MIX, 96, seed=1)
+        self.held_out = Mixture(tasks.sources(), self.MIX, 96, seed=1)
         self.every = max(1, steps // 5)
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

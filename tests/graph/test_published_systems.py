@@ -56,7 +56,7 @@ def start(params: Params, scenes: SceneTasks) -> Arm:
 
 def batch_of(arm: Arm, params: Params, scenes: SceneTasks, size: int = 6) -> Batch:
     mix = next(iter(params.mixes.values()))
-    data = Mixture(scenes, dict.fromkeys(mix, 1.0), size, seed=0)
+    data = Mixture(scenes.sources(), dict.fromkeys(mix, 1.0), size, seed=0)
     return arm.collate(tuple(scenes.tasks))([data[row] for row in range(size)])
 
 

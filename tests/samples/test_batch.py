@@ -126,4 +126,4 @@ def test_a_segment_is_text_or_an_image() -> None:
     with pytest.raises(ValueError, match="either"):
         Segment()
     with pytest.raises(ValueError, match="either"):
-        Segment(text="a", pixels=picture(0))
+        Segment(text="a", picture=image(picture(0)).picture)

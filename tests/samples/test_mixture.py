@@ -66,15 +66,17 @@ def test_a_wrong_mix_says_what_is_wrong(mix: dict[str, float], message: str) -> 
 
 def test_a_sample_is_a_pure_function_of_its_position(tasks: SceneTasks) -> None:
     mix = {"caption": 1.0, "vqa": 2.0, "text": 1.0}
-    one, two = (Mixture(tasks, mix, 3000, seed=4) for _ in range(2))
+    one, two = (Mixture(tasks.sources(), mix, 3000, seed=4) for _ in range(2))
     forward = [one[position].id for position in range(1500)]
     assert [two[position].id for position in reversed(range(1500))] == forward[::-1]
     assert one[3].id == forward[3]  # also after having gone elsewhere
-    assert [Mixture(tasks, mix, 3000, seed=5)[position].id for position in range(20)] != forward[:20]
+    assert [Mixture(tasks.sources(), mix, 3000, seed=5)[position].id for position in range(20)] != forward[
+        :20
+    ]
 
 
 def test_no_scene_comes_twice_before_all_have_come(tasks: SceneTasks) -> None:
-    mixture = Mixture(tasks, {"caption": 1.0, "text": 3.0}, 3000, seed=0)
+    mixture = Mixture(tasks.sources(), {"caption": 1.0, "text": 3.0}, 3000, seed=0)
     seen: dict[str, list[int]] = {"caption": [], "text": []}
     for position in range(2400):
         sample = mixture[position]
@@ -87,7 +89,7 @@ def test_no_scene_comes_twice_before_all_have_come(tasks: SceneTasks) -> None:
 
 
 def test_a_second_epoch_phrases_anew(tasks: SceneTasks) -> None:
-    mixture = Mixture(tasks, {"text": 1.0}, 2000, seed=0)
+    mixture = Mixture(tasks.sources(), {"text": 1.0}, 2000, seed=0)
     by_row: dict[str, set[str]] = {}
     for position in range(2 * len(tasks)):
         sample = mixture[position]

@@ -196,7 +196,7 @@ def test_other_tasks_stay_as_they_are() -> None:
     assert list(with_boxes.tasks) == [*earlier, *LOCATION_TASKS, last]
     for task in TASKS:
         assert all(same(without.sample(task, row, 2), with_boxes.sample(task, row, 2)) for row in range(20))
-    mixes = [Mixture(tasks, dict.fromkeys(earlier, 1.0), 60, 3) for tasks in (without, with_boxes)]
+    mixes = [Mixture(tasks.sources(), dict.fromkeys(earlier, 1.0), 60, 3) for tasks in (without, with_boxes)]
     assert all(same(mixes[0][position], mixes[1][position]) for position in range(60))
 
 

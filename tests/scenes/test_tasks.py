@@ -110,3 +110,17 @@ def test_turns_bound_the_questions_about_one_image(tasks: SceneTasks) -> None:
         for row in range(20):
             answers = [segment for segment in few.sample("vqa", row, 0).segments if segment.supervised]
             assert len(answers) == turns
+
+
+def test_an_image_is_made_when_asked_for_and_named_by_its_content(tasks: SceneTasks) -> None:
+    named: dict[str, bytes] = {}
+    for task in ("caption", "edit", "interleaved"):
+        for row in range(40):
+            for segment in tasks.sample(task, row, 0).segments:
+                if segment.picture is None:
+                    continue
+                assert "pixels" not in vars(segment.picture)
+                pixels = segment.picture.pixels.tobytes()
+                assert named.setdefault(segment.picture.key, pixels) == pixels
+    assert len(named) > 100  # sources of edits are images of captions
+    assert len(set(named.values())) == len(named)

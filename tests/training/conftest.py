@@ -162,10 +162,10 @@ def make(
             mix = {"vqa": 1.0, "text_to_image": 2.0, "interleaved": 1.0}
             if kind == "apart":  # every other sample, so that of two processes one reads and one draws
                 mix = {"vqa": 1.0, "text_to_image": 1.0}
-            return module, Mixture(tasks, mix, 96, seed=0), collate
+            return module, Mixture(tasks.sources(), mix, 96, seed=0), collate
         case "text":
             module = TextPretraining(arm.model.text_decoder, **SCHEDULE)
-            return module, Mixture(tasks, {"text": 1.0}, 96, seed=0), collate
+            return module, Mixture(tasks.sources(), {"text": 1.0}, 96, seed=0), collate
         case "contrastive":
             model = ContrastiveModel(arm.model.encoder, len(tokenizer), dim=32)
             weights = {"caption": 1.0, "region": 1.0, "reconstruction": 1.0}

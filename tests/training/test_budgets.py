@@ -39,7 +39,7 @@ def stop(trainer: Any) -> None:
 def tokens(tasks: SceneTasks, new_arm: Callable[..., Arm]) -> list[int]:
     """Real positions after each step."""
     collate = new_arm().collate(tuple(tasks.tasks))
-    data = Mixture(tasks, MIX, 0, seed=0)
+    data = Mixture(tasks.sources(), MIX, 0, seed=0)
     batches = [collate([data[8 * step + row] for row in range(8)]) for step in range(40)]
     return list(accumulate(int(batch.mask.sum()) for batch in batches))
 
@@ -188,7 +188,7 @@ def test_the_estimate_is_within_a_tenth_of_a_count_of_every_batch(
 ) -> None:
     module, record = training()
     collate = new_arm().collate(tuple(tasks.tasks))
-    data = Mixture(tasks, MIX, 0, seed=0)
+    data = Mixture(tasks.sources(), MIX, 0, seed=0)
     assert isinstance(module, UnifiedTraining)
     exact = sum(
         flops_of(module, collate([data[8 * step + row] for row in range(8)]), nullcontext())

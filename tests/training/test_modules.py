@@ -35,7 +35,7 @@ def train(
         arm.model, trainable, 1.0, learning_rates=rates, steps=4, warmup=1, weight_decay=0.1
     )
     fitted = replace(FitSettings(4, 8, "32-true", 1.0, 2, 100), **settings)
-    dataset = Mixture(tasks, MIX, fitted.steps * fitted.batch_size, 0)
+    dataset = Mixture(tasks.sources(), MIX, fitted.steps * fitted.batch_size, 0)
     fit(module, dataset, arm.collate(tuple(tasks.tasks)), fitted, folder, "test")
     return module
 
@@ -116,7 +116,7 @@ def test_marks_train_beside_a_frozen_language_model(
     before = weights(arm.model)["text_decoder"]
     schedule = {"learning_rates": {"text_decoder": 1e-2}, "steps": 3, "warmup": 0, "weight_decay": 0.5}
     module = UnifiedTraining(arm.model, ["text_decoder.image_marks"], 1.0, marks, **schedule)
-    dataset = Mixture(tasks, MIX, 24, 0)
+    dataset = Mixture(tasks.sources(), MIX, 24, 0)
     settings = FitSettings(3, 8, "32-true", 1.0, 3, 100)
     fit(module, dataset, arm.collate(tuple(tasks.tasks)), settings, tmp_path, "test")
     moved = {
