@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+sys.path.insert(0, str(Path(__file__).parent / "servers"))
+from postgres import Postgres, Unavailable, temporary_postgres
 
 if TYPE_CHECKING:
     from lab.models.arm import Arm
@@ -99,6 +103,19 @@ def new_arm(tokenizer: Tokenizer) -> Callable[..., Arm]:
         return Arm(model, tokenizer, {role: (chosen[role], args[role]) for role in TINY})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real server; `new_database()` is a test's own. LAB_REQUIRE_POSTGRES=1 makes its absence a failure."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(temporary_postgres())
+        except Unavailable as error:
+            if os.environ.get("LAB_REQUIRE_POSTGRES") == "1":
+                pytest.fail(f"LAB_REQUIRE_POSTGRES=1, but {error}")
+            pytest.skip(str(error))
+        yield server
 
 
 # -- copies of the checkout to run real commands in ---------------------------------------------------------

@@ -23,11 +23,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "servers"))
+from debian import Unavailable, install
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 PREFIX = "lab-slurm-"
@@ -81,10 +85,6 @@ PartitionName=urgent Nodes={usual} PriorityTier=2 PreemptMode=OFF
 """
 # Names of the nodes are no hosts: where the tasks of a job meet has to be said.
 _TASK_PROLOG = "#!/bin/sh\necho export MASTER_ADDR=127.0.0.1\necho export GLOO_SOCKET_IFNAME=lo\n"
-
-
-class Unavailable(Exception):
-    """Why there can be no cluster on this machine."""
 
 
 class Cluster:
@@ -302,29 +302,8 @@ def _install() -> None:
         Unavailable: they are not, and cannot be installed here.
     """
     missing = [package for program, package in PROGRAMS.items() if _find(program) is None]
-    if not missing:
-        return
-    what = f"SLURM is not installed ({', '.join(missing)})"
-    if not shutil.which("apt-get"):
-        raise Unavailable(f"{what}, and this is no Debian where it could be")
-    if os.geteuid() != 0:
-        raise Unavailable(f"{what}; root may: apt-get install {' '.join(PROGRAMS.values())}")
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:  # packages must not start services of the system
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
-            done = subprocess.run(
-                ["apt-get", "-qq", *command], env=environment, capture_output=True, text=True, timeout=600
-            )
-        if done.returncode:
-            raise Unavailable(f"{what}, and apt-get fails: {' '.join(done.stderr.split())[-300:]}")
-    finally:
-        if ours:
-            policy.unlink()
+    if missing:
+        install(f"SLURM ({', '.join(missing)})", missing)
 
 
 def _resolve_host() -> None:
