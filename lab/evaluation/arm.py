@@ -16,6 +16,7 @@ from lab.evaluation.captioning import corpus_bleu
 from lab.evaluation.cider import cider_d
 from lab.evaluation.fidelity import edit_success, fidelity, read_images
 from lab.evaluation.figures import Figure
+from lab.evaluation.frechet import frechet_of_cells
 from lab.evaluation.generation import draw_all, psnr, reconstruct
 from lab.evaluation.grounding import box_requests, grounding_scores
 from lab.evaluation.rouge import rouge_l
@@ -30,7 +31,7 @@ from lab.evaluation.understanding import (
 )
 from lab.models.arm import Arm
 from lab.models.autoencoder import ImageAutoencoder
-from lab.scenes.judge import Judge, frechet_distance, judge_images
+from lab.scenes.judge import Judge, judge_images
 from lab.scenes.language import QUESTIONS
 from lab.scenes.preview import tile
 from lab.scenes.tasks import SceneTasks
@@ -60,7 +61,7 @@ def evaluate_arm(
             of every sample by metric, in an order that all arms have.
 
     Returns:
-        metrics (name -> value), intervals (name -> [low, high], 95% bootstrap over samples), chance (name ->
+        metrics (name -> value), intervals (name -> [low, high], 95% over samples), chance (name ->
         value), samples (number scored).
     """
     start = time.perf_counter()
@@ -69,12 +70,10 @@ def evaluate_arm(
     figures: dict[str, Figure] = {}  # of a corpus: no mean over samples
     chance: dict[str, float] = {}
     shown = _understand(arm, tasks, settings, seed, scores, details, figures, chance, out)
-    scalars: dict[str, float] = {}
     if image_decoder is not None and arm.model.visual_head is not None:
-        scalars = _generate(arm, image_decoder, judge, tasks, settings, seed, scores, details, shown, out)
+        _generate(arm, image_decoder, judge, tasks, settings, seed, scores, details, figures, shown, out)
     texts = [tasks.sample("text", row, seed) for row in range(min(settings.texts, len(tasks)))]
-    collate = arm.collate(tuple(tasks.tasks))
-    scalars["understanding/text_perplexity"] = text_perplexity(arm.model, texts, collate, settings.batch_size)
+    figures["understanding/text_perplexity"] = text_perplexity(arm, texts, settings.batch_size)
     samples = int(sum(map(len, scores.values())))
     scores |= details
     metrics = {name: float(values.mean()) for name, values in scores.items()}
@@ -95,7 +94,7 @@ def evaluate_arm(
     np.savez(out / "scores.npz", **stored)  # its times are fixed: the same scores give the same bytes
     seconds = {"cost/evaluate_seconds": round(time.perf_counter() - start, 1)}
     return {
-        "metrics": metrics | scalars | seconds,
+        "metrics": metrics | seconds,
         "intervals": intervals,
         "chance": chance,
         "samples": samples,
@@ -173,9 +172,10 @@ def _generate(
     seed: int,
     scores: dict[str, np.ndarray],
     details: dict[str, np.ndarray],
+    figures: dict[str, Figure],
     shown: list[dict[str, str]],
     out: Path,
-) -> dict[str, float]:
+) -> None:
     collate = arm.collate(tuple(tasks.tasks), left=True)
     rows = np.arange(min(settings.prompts, len(tasks)))
     prompts = [tasks.sample("text_to_image", int(row), seed) for row in rows]
@@ -189,7 +189,9 @@ def _generate(
         details[f"generation/{name}"] = kinds[name]
     # Real images of other scenes are the reference: as many as were drawn, so that distances are comparable.
     other = np.arange(len(tasks) - len(rows), len(tasks))
-    real = judge_images(judge, torch.from_numpy(tasks.split.pixels(other)), tasks.split.scenes.take(other))
+    others = tasks.split.scenes.take(other)
+    real = judge_images(judge, torch.from_numpy(tasks.split.pixels(other)), others)
+    figures["generation/frechet"] = frechet_of_cells(verdict, scenes, real, others)
     edit_rows = range(min(settings.edits, len(tasks)))
     edits = [tasks.sample("edit", row, seed) for row in edit_rows]
     edited = draw_all(arm.model, image_decoder, edits, collate, settings.batch_size, seed)
@@ -205,7 +207,6 @@ def _generate(
     scores["reconstruction/psnr"] = psnr(rebuilt, drawn.real)
     scores["reconstruction/digit"] = judge_images(judge, rebuilt, scenes).digit
     _write_samples(out, drawn.real, rebuilt, drawn.generated, prompts, shown)
-    return {"generation/frechet": frechet_distance(verdict.features, real.features)}
 
 
 def _write_samples(

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from lab.evaluation.clip_folder import ClipFolder
 from lab.evaluation.figures import Figure
 from lab.evaluation.subject import NotAdmittedError, folder_of
-from lab.scenes.judge import Judge, frechet_distance
+from lab.scenes.judge import Judge, Verdict, frechet_distance
+from lab.scenes.world import EMPTY, Scenes
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name of the file
 RESAMPLES = 200
@@ -93,9 +94,30 @@ def frechet_figure(network: nn.Module, drawn: Tensor, real: Tensor, batch_size: 
         for part in parts:
             metric.update(part, real=is_real)
         features.append(torch.cat([network(part) for part in parts]).double().numpy())
-    value = float(metric.compute())
-    spread = 1.96 * float(np.std(_resampled(features), ddof=1))
-    return Figure(value, max(0.0, value - spread), value + spread, len(drawn))
+    return _with_spread(float(metric.compute()), [np.split(one, len(one)) for one in features])
+
+
+def frechet_of_cells(drawn: Verdict, drawn_scenes: Scenes, real: Verdict, real_scenes: Scenes) -> Figure:
+    """The distance of cells that should hold a digit, in the judge's features, with an interval.
+
+    The interval is as in `frechet_figure`; images are drawn again, each with all of its cells, which are not
+    independent.
+    """
+    value = frechet_distance(drawn.features, real.features)
+    sides = ((drawn, drawn_scenes), (real, real_scenes))
+    return _with_spread(value, [_by_image(verdict.features, scenes) for verdict, scenes in sides])
+
+
+def _by_image(features: np.ndarray, scenes: Scenes) -> list[np.ndarray]:
+    """Features (K, F) of occupied cells as those (k, F) of each image."""
+    cells = (scenes.digit != EMPTY).sum(axis=1)
+    return np.split(features, np.cumsum(cells)[:-1])
+
+
+def _with_spread(value: float, images: Sequence[Sequence[np.ndarray]]) -> Figure:
+    """The distance with an interval; `images` of both sides, each with its features (k, F)."""
+    spread = 1.96 * float(np.std(_resampled(images), ddof=1))
+    return Figure(value, max(0.0, value - spread), value + spread, len(images[0]))
 
 
 def distance_of(first: np.ndarray, second: np.ndarray) -> float:
@@ -112,11 +134,17 @@ def distance_of(first: np.ndarray, second: np.ndarray) -> float:
     return float(mean @ mean + (one**2).sum() + (two**2).sum() - 2 * overlap)
 
 
-def _resampled(features: Sequence[np.ndarray]) -> list[float]:
-    """Distances of features (n, F) and (m, F) whose rows are drawn again, each by itself."""
+def _resampled(images: Sequence[Sequence[np.ndarray]]) -> list[float]:
+    """Distances of sets of images (two sides, each image with its features (k, F)) that are drawn again."""
     generator = np.random.default_rng(0)
-    ordered = [one[np.lexsort(one.T[::-1])] for one in features]  # so that their order changes nothing
+    # so that their order changes nothing
+    ordered = [sorted(side, key=lambda one: tuple(one.ravel())) for side in images]
     return [
-        distance_of(*(one[generator.integers(len(one), size=len(one))] for one in ordered))
+        distance_of(
+            *(
+                np.concatenate([side[row] for row in generator.integers(len(side), size=len(side))])
+                for side in ordered
+            )
+        )
         for _ in range(RESAMPLES)
     ]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import torch
 
 from lab.evaluation.captioning import caption_figures
 from lab.evaluation.few_shot import check_length, with_shots
-from lab.evaluation.figures import Figure, macro_figure, mean_figure, share_figure, sums_figure
+from lab.evaluation.figures import Figure, macro_figure, mean_figure, share_figure
 from lab.evaluation.grounding import box_requests, grounding_scores
 from lab.evaluation.pope import NEGATIVES, polls, pope_figures, says_yes
 from lab.evaluation.subject import Asking, Subject
-from lab.evaluation.understanding import Answer, answer_all, questions, things_right
+from lab.evaluation.understanding import Answer, answer_all, questions, text_perplexity, things_right
 from lab.evaluation.vqa import vqa_accuracy
-from lab.models.arm import Arm
 from lab.samples.segments import Sample
 from lab.scenes.language import QUESTIONS, short_answer
 
@@ -92,28 +89,10 @@ def boxes(subject: Subject, asking: Asking) -> dict[str, Figure]:
 
 
 def plain_text(subject: Subject, asking: Asking) -> dict[str, Figure]:
-    """Perplexity of what has to be said in samples without images: does the language model still speak?
-
-    The interval draws samples, each with all of its elements.
-    """
+    """Perplexity of what has to be said in samples without images: does the language model still speak?"""
     rows = range(min(asking.samples, len(subject.held_out)))
     samples = [subject.held_out.sample("text", row, asking.seed) for row in rows]
-    losses = sample_losses(subject.arm, samples, subject.batch_size)
-    return {"perplexity": sums_figure(losses, lambda sums: np.exp(sums[:, 0] / sums[:, 1]))}
-
-
-@torch.no_grad()
-def sample_losses(arm: Arm, samples: Sequence[Sample], batch_size: int) -> np.ndarray:
-    """Summed cross-entropy (nats) of each sample's supervised text, and its elements: (n, 2)."""
-    device = next(arm.model.parameters()).device
-    found = []
-    for start in range(0, len(samples), batch_size):
-        # the model sums losses by task: a task for each sample gives each its own
-        chunk = [replace(sample, task=sample.id) for sample in samples[start : start + batch_size]]
-        collate = arm.collate(tuple(sample.id for sample in chunk))
-        losses = arm.model(collate(chunk).to(device))
-        found.append(torch.stack([losses.text_sum, losses.text_count], dim=1).cpu().double().numpy())
-    return np.concatenate(found)
+    return {"perplexity": text_perplexity(subject.arm, samples, subject.batch_size)}
 
 
 def _answers(subject: Subject, asking: Asking, asked: Sequence[Sample]) -> list[Answer]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from components.contracts import TextDecoder
+from lab.evaluation.figures import Figure, sums_figure
+from lab.models.arm import Arm
 from lab.models.generation import generate_text
 from lab.models.unified import UnifiedModel, positions_of
 from lab.samples.batch import Collate
@@ -91,24 +93,30 @@ def things_right(answer: Answer) -> float:
     return len(expected & given) / len(expected)
 
 
-@torch.no_grad()
-def text_perplexity(
-    model: UnifiedModel, samples: Sequence[Sample], collate: Collate, batch_size: int
-) -> float:
-    """Perplexity of supervised elements of plain-text samples.
+def text_perplexity(arm: Arm, samples: Sequence[Sample], batch_size: int) -> Figure:
+    """Perplexity of supervised elements of plain-text samples; its interval draws samples, each whole.
 
     Args:
-        model: in eval mode.
+        arm: in eval mode.
         samples: of the text task.
-        collate: with right padding.
         batch_size: rows at once.
     """
-    total, count = 0.0, 0.0
+    losses = sample_losses(arm, samples, batch_size)
+    return sums_figure(losses, lambda sums: np.exp(sums[:, 0] / sums[:, 1]))
+
+
+@torch.no_grad()
+def sample_losses(arm: Arm, samples: Sequence[Sample], batch_size: int) -> np.ndarray:
+    """Summed cross-entropy (nats) of each sample's supervised text, and its elements: (n, 2)."""
+    device = next(arm.model.parameters()).device
+    found = []
     for chunk in _chunks(list(samples), batch_size):
-        losses = model(collate(chunk).to(next(model.parameters()).device))
-        total += float(losses.text_sum.sum())
-        count += float(losses.text_count.sum())
-    return float(np.exp(total / count))
+        # the model sums losses by task: a task for each sample gives each its own
+        named = [replace(sample, task=sample.id) for sample in chunk]
+        collate = arm.collate(tuple(sample.id for sample in named))
+        losses = arm.model(collate(named).to(device))
+        found.append(torch.stack([losses.text_sum, losses.text_count], dim=1).cpu().double().numpy())
+    return np.concatenate(found)
 
 
 def _chunks(samples: Sequence[Sample], size: int) -> Iterable[Sequence[Sample]]:

@@ -38,7 +38,7 @@ def evaluate(new_arm: Callable[..., Arm], held_out: SceneTasks, tmp_path: Path) 
     return run
 
 
-def test_every_figure_has_an_interval_or_is_a_single_number(evaluate: Evaluate) -> None:
+def test_every_figure_has_an_interval(evaluate: Evaluate) -> None:
     result = evaluate()
     metrics, intervals = result["metrics"], result["intervals"]
     kinds = [f"understanding/vqa/{kind}" for kind in QUESTIONS]
@@ -51,11 +51,7 @@ def test_every_figure_has_an_interval_or_is_a_single_number(evaluate: Evaluate) 
     } <= metrics.keys()
     for name, (low, high) in intervals.items():
         assert low <= metrics[name] <= high
-    assert metrics.keys() - intervals.keys() == {
-        "understanding/text_perplexity",
-        "generation/frechet",
-        "cost/evaluate_seconds",
-    }
+    assert metrics.keys() - intervals.keys() == {"cost/evaluate_seconds"}
     assert set(result["chance"]) == {"understanding/vqa", *kinds}
     assert result["samples"] > 5 * len(QUESTIONS)
     json.dumps(result)  # plain numbers throughout

@@ -10,9 +10,8 @@ import pytest
 
 from lab.errors import LabError
 from lab.evaluation.few_shot import CHOICES, check_length, with_shots
-from lab.evaluation.reading import captions, plain_text, sample_losses, visual_questions
+from lab.evaluation.reading import captions, visual_questions
 from lab.evaluation.subject import Asking, Subject
-from lab.evaluation.understanding import text_perplexity
 from lab.models.arm import Arm
 from lab.samples.segments import BOS, EOS, Sample
 from lab.scenes.language import QUESTIONS
@@ -92,17 +91,6 @@ def test_figures_do_not_depend_on_the_batch(
     one, two = (Subject(arm, held_out, tasks, batch_size=size) for size in (50, 7))
     for measure in (visual_questions, captions):
         assert measure(one, asking) == measure(two, asking)
-
-
-def test_what_each_sample_adds_makes_the_perplexity(subject: Subject) -> None:
-    samples = [subject.held_out.sample("text", row, 0) for row in range(11)]
-    collate = subject.arm.collate(tuple(subject.held_out.tasks))
-    expected = text_perplexity(subject.arm.model, samples, collate, 4)
-    losses = sample_losses(subject.arm, samples, 4)
-    assert np.exp(losses[:, 0].sum() / losses[:, 1].sum()) == pytest.approx(expected, rel=1e-5)
-    figure = plain_text(subject, Asking(samples=11))["perplexity"]
-    assert figure.value == pytest.approx(expected, rel=1e-5)
-    assert figure.low < figure.value < figure.high
 
 
 def test_untrained_arms_are_near_nothing_and_every_figure_has_its_interval(subject: Subject) -> None:

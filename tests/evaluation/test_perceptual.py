@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from torchvision.models import alexnet
 from lab.errors import LabError
 from lab.evaluation.clip_folder import ClipFolder
 from lab.evaluation.clip_score import clip_score
-from lab.evaluation.frechet import distance_of, feature_network, frechet_figure
+from lab.evaluation.frechet import distance_of, feature_network, frechet_figure, frechet_of_cells
 from lab.evaluation.generation import psnr
 from lab.evaluation.perceptual import BACKBONE, Lpips, ssim
 from lab.evaluation.subject import NotAdmittedError
-from lab.scenes.judge import Judge, frechet_distance
+from lab.scenes.judge import Judge, frechet_distance, judge_images
 from lab.scenes.tasks import SceneTasks
 
 
@@ -90,6 +91,22 @@ def test_frechet_distance_is_scipys(judge: Judge, given: torch.Tensor, real: tor
     assert (same.value, same.low) == pytest.approx((0, 0), abs=1e-4)
     with pytest.raises(NotAdmittedError, match="at least two images"):
         frechet_figure(network, given[:1], real)
+
+
+def test_a_distance_of_cells_has_an_interval_over_images(judge: Judge, tasks: SceneTasks) -> None:
+    scenes = tasks.split.scenes.take(np.arange(60))
+    half = [scenes.take(np.arange(30)), scenes.take(np.arange(30, 60))]
+    pixels = [torch.from_numpy(tasks.split.pixels(np.arange(30 * k, 30 * k + 30))) for k in (0, 1)]
+    one, two = (judge_images(judge, *pair) for pair in zip(pixels, half, strict=True))
+    figure = frechet_of_cells(one, half[0], two, half[1])
+    assert figure.value == frechet_distance(one.features, two.features)
+    assert figure.low < figure.value < figure.high
+    assert figure.samples == 30
+    # every cell twice: as many independent images as before, so the interval must not shrink
+    doubled = replace(one, features=np.repeat(one.features, 2, axis=0))
+    twice = replace(half[0], digit=np.repeat(half[0].digit, 2, axis=1))
+    again = frechet_of_cells(doubled, twice, two, half[1])
+    assert again.high - again.low > 0.8 * (figure.high - figure.low)
 
 
 def test_frechet_distance_of_many_features_and_few_images() -> None:

@@ -116,9 +116,9 @@ def test_perplexity_is_the_exponent_of_the_mean_over_all_words(arm: Arm, held_ou
             total += float(F.cross_entropy(logits[places - 1], batch.ids[0, places], reduction="sum"))
             count += len(places)
     for size in (1, 2, 5):
-        assert text_perplexity(arm.model, samples, collate, size) == pytest.approx(
-            math.exp(total / count), rel=1e-5
-        )
+        figure = text_perplexity(arm, samples, size)
+        assert figure.value == pytest.approx(math.exp(total / count), rel=1e-5)
+        assert figure.low < figure.value < figure.high
 
 
 def test_validation_losses_are_those_of_held_out_samples(arm: Arm, held_out: SceneTasks) -> None:
