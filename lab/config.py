@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lab.errors import LabError, nearest
 from lab.models.compatibility import mistakes_of
 from lab.registry import check, describe, words
+from lab.samples.mix import MixTree, parse, stated
 
 # of lab/scenes/tasks.py, whose import takes seconds
 TASKS = (
@@ -136,7 +137,7 @@ class InstructParams(FitParams):
 class AlignParams(InstructParams):
     """Alignment and pretraining: with a mix of their own."""
 
-    mix: dict[str, float]
+    mix: MixTree
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Params:
         encoder, text_decoder, fusion, visual_head, image_decoder: words; a system that only reads has neither
             of the last two.
         connectors: words, one arm each.
-        mixes: name -> task -> weight, one arm each.
+        mixes: name -> mix (see lab/samples/mix.py), one arm each.
         settings: role -> word -> settings that differ from the component's defaults.
         world, data, judge, stages: as above.
         targets: what a drawn image is made of: the "encoder"'s tokens, or the "connector"'s.
@@ -209,7 +210,7 @@ class Params:
     visual_head: str | None
     image_decoder: str | None
     connectors: list[str]
-    mixes: dict[str, dict[str, float]]
+    mixes: dict[str, MixTree]
     settings: dict[str, dict[str, dict[str, Any]]]
     world: WorldParams
     data: DataParams
@@ -260,7 +261,8 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Reads a YAML file and applies dotted `key=value` overrides.
 
     Two words stand for lists of one: `connector=mlp` sets `connectors` to [mlp], `mix=NAME` keeps that mix
-    alone. `connector.num_queries=8` goes to the settings of the chosen connector; likewise for other roles.
+    alone. `connector.num_queries=8` goes to the settings of the chosen connector, likewise for other roles;
+    `mix.vqa=2` is a weight in the chosen mix.
 
     Raises:
         LabError: a missing file, broken YAML, an override without `=` or of an unknown key.
@@ -387,26 +389,19 @@ def _recipes(params: Params) -> list[str]:
     ]
     if params.targets not in ("encoder", "connector"):
         mistakes.append(f"targets: expected encoder or connector, not {params.targets!r}")
-    mixes = {f"mixes.{name}": mix for name, mix in params.mixes.items()}
+    mixes: dict[str, tuple[MixTree, list[str]]] = {  # with the stages that train on it
+        f"mixes.{name}": (mix, ["instruct"]) for name, mix in params.mixes.items()
+    }
     for name in ("align", "pretrain", "instruct"):
         recipe: InstructParams | None = getattr(params.stages, name)
         if recipe is None or name not in params.recipe:
             continue
         if isinstance(recipe, AlignParams):
-            mixes[f"stages.{name}.mix"] = recipe.mix
+            mixes[f"stages.{name}.mix"] = recipe.mix, [name]
         for part in recipe.trainable:
             mistakes += _trainable(params, name, part, recipe)
-    for where, mix in mixes.items():
-        for task in mix:
-            if task in LOCATION_TASKS and params.world.locations <= 0:
-                mistakes.append(f"{where}: task '{task}' needs world.locations > 0")
-            elif task not in (*TASKS, *LOCATION_TASKS):
-                mistakes.append(f"{where}: no task '{task}'{nearest(task, (*TASKS, *LOCATION_TASKS))}")
-        if min(mix.values(), default=0) < 0 or sum(mix.values()) <= 0:
-            mistakes.append(f"{where}: weights must be at least 0, and one of them larger")
-        if params.visual_head is None:
-            drawn = [task for task in mix if task in DRAWING and mix[task]]
-            mistakes += [f"{where}: '{task}' draws images, but there is no visual_head" for task in drawn]
+    for where, (mix, users) in mixes.items():
+        mistakes += _mix(params, where, mix, users)
     for name, stage in vars(params.stages).items():
         counts = ("steps", "batch_size", "log_every", "checkpoint_every")
         for count in counts:
@@ -424,6 +419,30 @@ def _recipes(params: Params) -> list[str]:
             mistakes.append(f"stages.{name}.budget: one unit, not {' and '.join(budget)}")
         if name in params.recipe and stage is None:
             mistakes.append(f"missing key 'stages.{name}'")
+    return mistakes
+
+
+def _mix(params: Params, where: str, tree: MixTree, stages: Sequence[str]) -> list[str]:
+    """Mistakes in what a mix draws from, and in how long it lasts."""
+    mistakes, mix = [], parse(tree, where)
+    drawn = mix.ever()
+    for source in mix.sources():
+        name = source.name
+        if name in LOCATION_TASKS and params.world.locations <= 0:
+            mistakes.append(f"{where}: task '{name}' needs world.locations > 0")
+        elif name not in (*TASKS, *LOCATION_TASKS):
+            mistakes.append(f"{where}: no task '{name}'{nearest(name, (*TASKS, *LOCATION_TASKS))}")
+        if params.visual_head is None and name in DRAWING and name in drawn:
+            mistakes.append(f"{where}: '{name}' draws images, but there is no visual_head")
+    for stage in stages:
+        section = getattr(params.stages, stage)
+        if section is None or stage not in params.recipe:
+            continue
+        if mix.planned and section.budget:
+            mistakes.append(
+                f"stages.{stage}.budget: {where} has weights that change or epochs, which are laid out over "
+                "the steps of a stage; state steps alone"
+            )
     return mistakes
 
 
@@ -483,6 +502,8 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str], partial: 
         }
     if kind is Any:
         return value
+    if kind is MixTree:
+        return stated(value, where, mistakes)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
@@ -493,9 +514,12 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str], partial: 
 
 
 def _rank(override: str) -> int:
-    """Words before settings: `connector.dim=8 connector=mlp` sets the MLP's; `mix` after what adds mixes."""
+    """Words before settings: `connector.dim=8 connector=mlp` sets the MLP's; `mix` after what adds mixes.
+
+    Weights of the mix come last, when it is known which it is.
+    """
     key = override.partition("=")[0]
-    return 0 if key in WORDS else 2 if key == "mix" else 1
+    return 0 if key in WORDS else 3 if key.startswith("mix.") else 2 if key == "mix" else 1
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -523,7 +547,7 @@ def assign(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Gives one dotted key of a parameter tree a value.
 
     As in `read_tree`: `connector` and `mix` stand for lists of one, `connector.num_queries` for a setting of
-    the chosen connector; likewise for other roles.
+    the chosen connector; likewise for other roles, and `mix.vqa` for a weight in the first mix.
 
     Args:
         tree: changed in place.
@@ -549,6 +573,8 @@ def assign(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
             raise LabError(f"{where}: no mix '{value}'{nearest(str(value), map(str, mixes or ()))}")
         tree["mixes"] = {value: mixes[value]}
         return
+    if head == "mix" and isinstance(mixes, dict) and mixes:
+        head, rest = "mixes", [next(iter(mixes)), *rest]
     if head == "trainer" and rest:
         tree.setdefault("trainer", {})
     place, passed = tree, ""

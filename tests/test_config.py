@@ -113,10 +113,14 @@ def test_all_wrong_words_are_named_at_once(tree: dict[str, Any]) -> None:
     ("key", "value", "expected"),
     [
         ("mixes.understanding", {"vqaa": 1.0}, "mixes.understanding: no task 'vqaa' (did you mean 'vqa'?)"),
-        ("mixes.generation", {"vqa": 0.0}, "mixes.generation: weights"),
-        ("mixes.generation", {"vqa": -1.0, "edit": 2.0}, "mixes.generation: weights"),
-        ("mixes.generation", {}, "mixes.generation: weights"),
-        ("mixes.generation", {"vqa": "much"}, "'mixes.generation.vqa' must be float, not 'much'"),
+        ("mixes.generation", {"vqa": 0.0}, "mixes.generation: all weights are 0"),
+        (
+            "mixes.generation",
+            {"vqa": -1.0, "edit": 2.0},
+            "'mixes.generation.vqa' must be a weight, a number of",
+        ),
+        ("mixes.generation", {}, "mixes.generation: all weights are 0"),
+        ("mixes.generation", {"vqa": "much"}, "'mixes.generation.vqa' must be a weight, a number of"),
         ("mixes.more-text", {"text": 1}, "'more-text' may not contain '-'"),
         ("mixes", {}, "mixes: each needs at least one"),
         ("connectors", [], "connectors and mixes: each needs at least one"),

@@ -608,7 +608,7 @@ def _unified(context: Context) -> dict[str, Any]:
     return _train_arm(context, arm, settings, mix)
 
 
-def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, float]) -> dict[str, Any]:
+def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, Any]) -> dict[str, Any]:
     from lab.evaluation.losses import validation_losses
     from lab.samples.mixture import Mixture
     from lab.training.modules import UnifiedTraining
@@ -625,12 +625,14 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, floa
         weight_decay=settings.weight_decay,
     )
     collate = arm.collate(tuple(train.tasks))
-    dataset = Mixture(train.sources(), mix, settings.steps * settings.batch_size, context.params.seed)
+    length = settings.steps * settings.batch_size
+    dataset = Mixture(train.sources(), mix, length, context.params.seed, collate.length)
     costs = context.fit(module, dataset, collate, settings)
     arm.model.eval()
     arm.save(context.out)
-    losses = validation_losses(arm.model, context.tasks("validation"), collate, mix, context.params.seed)
-    consumed = {f"mix/{task}": dataset.cycle.count(task) / len(dataset.cycle) for task in mix}
+    shares = dataset.shares()
+    losses = validation_losses(arm.model, context.tasks("validation"), collate, shares, context.params.seed)
+    consumed = {f"mix/{task}": share for task, share in shares.items()}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return losses | consumed | costs | {"cost/trained_parameters": trained}
 

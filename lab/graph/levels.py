@@ -71,7 +71,7 @@ def of_part(key: str) -> bool:
 
 def _is_whole(key: str) -> bool:
     """Whether a mapping is one value of this key."""
-    return key.rpartition(".")[2] in ("mix", "losses")
+    return key.rpartition(".")[2] in ("mix", "losses") or key.startswith("mix.")
 
 
 def read_factors(
@@ -226,7 +226,7 @@ def apply(
     """
     tree: dict[str, Any] = deepcopy(dict(origin))
     tree["connectors"] = tree["connectors"][:1]
-    mixes: dict[str, dict[str, float]] = {}
+    mixes: dict[str, dict[str, Any]] = {}
 
     def rank(one: Setting) -> int:
         if one.key.startswith("mixes."):
@@ -246,10 +246,10 @@ def apply(
                     raise LabError(f"{one.where}: no mix '{one.value}'{nearest(str(one.value), mixes)}")
                 tree["mixes"] = {one.level or one.value: dict(mixes[one.value])}
             else:
-                key = f"mixes.{only}{one.key[3:]}" if one.key.startswith("mix.") else one.key
-                assign(tree, key, one.value, one.where)
-                if key in WORDS and isinstance(one.value, str) and one.value not in (have := words(key)):
-                    raise LabError(f"{one.where}: no {key} '{one.value}'{nearest(one.value, have)}")
+                assign(tree, one.key, one.value, one.where)
+                key, word = one.key, one.value
+                if key in WORDS and isinstance(word, str) and word not in (have := words(key)):
+                    raise LabError(f"{one.where}: no {key} '{word}'{nearest(word, have)}")
         except LabError as error:
             mistakes.append(str(error))
     tree["mixes"] = dict(list(tree["mixes"].items())[:1])

@@ -134,6 +134,10 @@ class Collate:
             pad=self._pad,
         )
 
+    def length(self, sample: Sample) -> int:
+        """Positions that a sample takes, its visual tokens included; no image is read for it."""
+        return len(self._row(sample)[0])
+
     def _prompts(self, samples: Sequence[Sample]) -> Tensor:
         """(I, L) ids of what the user says, a row for every image that is read."""
         rows = []

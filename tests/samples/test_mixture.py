@@ -3,65 +3,82 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lab.errors import LabError
-from lab.samples.mixture import CYCLE, Mixture, StepBatches, schedule
+from lab.samples.mixture import Mixture, StepBatches
 from lab.samples.regions import Rows
+from lab.samples.segments import Sample, answer, question
 from lab.scenes.tasks import SceneTasks
 
-TASKS = ("caption", "vqa", "text", "text_to_image", "edit", "interleaved")
+
+@dataclass(frozen=True)
+class Lines:
+    """A source of `rows` samples whose answers have `words` words."""
+
+    name: str
+    number: int
+    rows: int
+    words: int = 1
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def sample(self, row: int, seed: int) -> Sample:
+        said = (question("q"), answer(" ".join(["a"] * self.words)))
+        return Sample(f"{self.name}/{row}/{seed}", "vqa", said)
 
 
-@pytest.mark.parametrize(
-    ("mix", "counts"),
-    [
-        ({"caption": 1}, {"caption": 256}),
-        ({"caption": 1, "vqa": 3}, {"caption": 64, "vqa": 192}),
-        ({"caption": 0.5, "vqa": 0.25, "text": 0.25, "edit": 0}, {"caption": 128, "vqa": 64, "text": 64}),
-        ({"caption": 1, "vqa": 1, "text": 1}, {"caption": 86, "vqa": 85, "text": 85}),
-    ],
-)
-def test_shares_are_exact_over_a_cycle(mix: dict[str, float], counts: dict[str, int]) -> None:
-    assert Counter(schedule(mix, TASKS)) == counts
+def drawn(mix: dict[str, Any], length: int, **sources: Lines) -> list[str]:
+    """Ids of all samples of a stage, without the seed of their phrasing."""
+    mixture = Mixture(sources, mix, length, 0, lambda sample: len((sample.segments[-1].text or "").split()))
+    return [mixture[position].id.rpartition("/")[0] for position in range(length)]
 
 
-@given(
-    st.dictionaries(st.sampled_from(TASKS), st.floats(0, 100), min_size=1).filter(
-        lambda m: sum(m.values()) > 0
-    )
-)
-@settings(max_examples=60, deadline=None)
-def test_any_weights_fill_a_cycle_within_one_of_their_share(mix: dict[str, float]) -> None:
-    cycle = schedule(mix, TASKS)
-    assert len(cycle) == CYCLE
-    for task, weight in mix.items():
-        assert abs(cycle.count(task) - CYCLE * weight / sum(mix.values())) <= 1
+def test_at_most_so_many_rows_and_passes() -> None:
+    few, many = Lines("few", 0, 40), Lines("many", 1, 1000)
+    tree = {"of": {"few": {"epochs": 2}, "many": {"weight": 3, "rows": 70}}}
+    found = Counter(drawn(tree, 600, few=few, many=many))
+    assert {count for name, count in found.items() if name.startswith("few")} == {2}
+    assert len([name for name in found if name.startswith("few")]) == 40
+    rows = [name for name in found if name.startswith("many")]
+    assert len(rows) == 70
+    assert {found[name] for name in rows} <= {7, 8}  # 520 samples of 70 rows, none twice as often as another
 
 
-def test_tasks_are_spread_not_in_blocks() -> None:
-    cycle = schedule({"caption": 1, "vqa": 1, "text_to_image": 2}, TASKS)
-    for start in range(0, CYCLE, 16):
-        assert Counter(cycle[start : start + 16])["text_to_image"] == pytest.approx(8, abs=1)
+def test_shares_of_tokens_are_those_asked_for() -> None:
+    short, long = Lines("short", 0, 50, words=2), Lines("long", 1, 50, words=18)
+    found = drawn({"count": "tokens", "of": {"short": 1, "long": 3}}, 2560, short=short, long=long)
+    tokens = {"short": 0, "long": 0}
+    for name in found:
+        source = name.partition("/")[0]
+        tokens[source] += {"short": 2 + 1, "long": 18 + 1}[source]  # with the end
+    assert tokens["long"] / tokens["short"] == pytest.approx(3, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("mix", "message"),
-    [
-        ({"captoin": 1.0}, "unknown task 'captoin' .did you mean 'caption'"),
-        ({"caption": -1.0}, "weight of 'caption' is -1.0"),
-        ({"caption": "much"}, "weight of 'caption' is 'much'"),
-        ({"caption": True}, "weight of 'caption' is True"),
-        ({"caption": 0.0}, "all weights are 0"),
-        ({}, "all weights are 0"),
-    ],
-)
-def test_a_wrong_mix_says_what_is_wrong(mix: dict[str, float], message: str) -> None:
-    with pytest.raises(LabError, match=message):
-        schedule(mix, TASKS)
+def test_the_same_samples_whoever_asks_in_whatever_order() -> None:
+    sources = {"few": Lines("few", 0, 40), "many": Lines("many", 1, 1000)}
+    tree = {"of": {"few": {"weight": {"0%": 4, "80%": 0}, "epochs": 3}, "many": 1}}
+    whole = [Mixture(sources, tree, 500, 3)[position].id for position in range(500)]
+    again = Mixture(sources, tree, 500, 3)
+    assert [again[position].id for position in reversed(range(500))] == whole[::-1]
+    with pytest.raises(IndexError):
+        again[500]
+
+
+def test_what_a_mix_cannot_draw_is_said() -> None:
+    sources = {"few": Lines("few", 0, 40), "none": Lines("none", 1, 0)}
+    with pytest.raises(LabError, match=r"unknown task 'fwe' .did you mean 'few'.*unknown task 'x'"):
+        Mixture(sources, {"fwe": 1, "x": 1}, 10, 0)
+    with pytest.raises(LabError, match="no samples in none"):
+        Mixture(sources, {"none": 1}, 10, 0)
+    with pytest.raises(LabError, match="run out after 80 samples, but the stage takes 100"):
+        Mixture(sources, {"of": {"few": {"epochs": 2}}}, 100, 0)
+    with pytest.raises(LabError, match="shares of tokens are for stages with a language model"):
+        Mixture(sources, {"of": {"few": 1}, "count": "tokens"}, 10, 0)
 
 
 def test_a_sample_is_a_pure_function_of_its_position(tasks: SceneTasks) -> None:
