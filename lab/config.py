@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -36,6 +37,9 @@ RECIPE = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", 
 OPTIONAL = ("represent", "pretrain")  # stages that the default recipe does without
 BUDGETS = ("tokens", "flops", "seconds")  # units at which the trainer stops, beside steps
 STRATEGIES = ("auto", "ddp", "fsdp")
+POLICIES = ("error", "skip", "quarantine")
+FITS = ("pad", "crop", "stretch", "anyres")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,32 @@ class DataParams:
     train_scenes: int
     validation_scenes: int
     test_scenes: int
+
+
+@dataclass(frozen=True)
+class DataSetParams:
+    """A data set that a mix may name (docs/data.md).
+
+    Attributes:
+        path: its folder, looked for in the pipeline's folder and those above it.
+        format: one of lab/samples/readers/formats.py.
+        policy: what becomes of bad records: error, skip, or quarantine (left out, and written to a folder).
+        splits: "own" for what the set itself says; or split -> a share, by a hash of the image; or split -> a
+            pattern of file names.
+        task: "text_to_image" to draw from captions; else what the format is.
+        fit: how images become square: pad, crop, stretch or anyres.
+        tiles: at most so many tiles, for anyres.
+        limit: most pixels of an image.
+    """
+
+    path: str
+    format: str
+    policy: str = "error"
+    splits: Any = "own"
+    task: str = ""
+    fit: str = "pad"
+    tiles: int = 4
+    limit: int = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -199,6 +229,9 @@ class Params:
         recipe: the stages, in order.
         system: name of the published system that this is, "" for none.
         trainer: where it runs; not part of what a stage's numbers follow from.
+        datasets: those that mixes may name beside tasks.
+        vocabulary: data sets whose words a language model that is made from scratch here knows, beside those
+            that its mixes name.
     """
 
     name: str
@@ -221,6 +254,8 @@ class Params:
     recipe: list[str] = field(default_factory=lambda: list(RECIPE))
     system: str = ""
     trainer: TrainerParams = field(default_factory=TrainerParams)
+    datasets: dict[str, DataSetParams] = field(default_factory=dict)
+    vocabulary: list[str] = field(default_factory=list)
 
     def words(self) -> dict[str, str]:
         """Role -> word of the parts that all arms share, those that there are."""
@@ -323,6 +358,9 @@ def tree_of(params: Params) -> dict[str, Any]:
     """
     tree = asdict(params)
     del tree["trainer"]
+    for key in ("datasets", "vocabulary"):
+        if not tree[key]:
+            del tree[key]
     for section in (tree["stages"] or {}).values():  # none where a node of an ablation reads none
         if section and not section.get("budget", True):
             del section["budget"]
@@ -402,6 +440,7 @@ def _recipes(params: Params) -> list[str]:
             mistakes += _trainable(params, name, part, recipe)
     for where, (mix, users) in mixes.items():
         mistakes += _mix(params, where, mix, users)
+    mistakes += _data_sets(params)
     for name, stage in vars(params.stages).items():
         counts = ("steps", "batch_size", "log_every", "checkpoint_every")
         for count in counts:
@@ -430,9 +469,9 @@ def _mix(params: Params, where: str, tree: MixTree, stages: Sequence[str]) -> li
         name = source.name
         if name in LOCATION_TASKS and params.world.locations <= 0:
             mistakes.append(f"{where}: task '{name}' needs world.locations > 0")
-        elif name not in (*TASKS, *LOCATION_TASKS):
-            mistakes.append(f"{where}: no task '{name}'{nearest(name, (*TASKS, *LOCATION_TASKS))}")
-        if params.visual_head is None and name in DRAWING and name in drawn:
+        elif name not in (known := (*TASKS, *LOCATION_TASKS, *params.datasets)):
+            mistakes.append(f"{where}: no task '{name}'{nearest(name, known)}")
+        if params.visual_head is None and _draws(params, name) and name in drawn:
             mistakes.append(f"{where}: '{name}' draws images, but there is no visual_head")
     for stage in stages:
         section = getattr(params.stages, stage)
@@ -443,6 +482,58 @@ def _mix(params: Params, where: str, tree: MixTree, stages: Sequence[str]) -> li
                 f"stages.{stage}.budget: {where} has weights that change or epochs, which are laid out over "
                 "the steps of a stage; state steps alone"
             )
+    return mistakes
+
+
+def _draws(params: Params, task: str) -> bool:
+    """Whether samples of a task, or of a data set as far as its entry says, have images to draw."""
+    entry = params.datasets.get(task)
+    return task in DRAWING or (
+        entry is not None and (entry.task == "text_to_image" or entry.format == "edits")
+    )
+
+
+def _data_sets(params: Params) -> list[str]:
+    """Mistakes in the entries of data sets."""
+    mistakes = [
+        f"vocabulary: no data set '{name}'{nearest(name, params.datasets)}"
+        for name in params.vocabulary
+        if name not in params.datasets
+    ]
+    if not params.datasets:
+        return mistakes
+    from lab.samples.readers.formats import FORMATS  # whose import takes a while
+
+    choices = {"policy": POLICIES, "format": FORMATS, "fit": FITS, "task": ("", "text_to_image")}
+    for name, entry in params.datasets.items():
+        where = f"datasets.{name}"
+        if name in (*TASKS, *LOCATION_TASKS) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "of":
+            mistakes.append(f"{where}: expected a name of a-z, 0-9 and _ that is no task")
+        for key, known in choices.items():
+            if (word := getattr(entry, key)) not in known:
+                mistakes.append(f"{where}.{key}: no '{word}'{nearest(word, filter(None, known))}")
+        mistakes += [f"{where}.splits: {mistake}" for mistake in _splits(entry.splits)]
+        mistakes += [
+            f"'{where}.{key}' must be from 1 to {most:,}, not {value}"
+            for key, most in (("tiles", 100), ("limit", 178_000_000))
+            if not 1 <= (value := getattr(entry, key)) <= most
+        ]
+    return mistakes
+
+
+def _splits(splits: Any) -> list[str]:
+    if splits == "own":
+        return []
+    if not isinstance(splits, Mapping) or not splits:
+        return [f"expected own, or a share or a file of each split, not {splits!r}"]
+    mistakes = [f"no split '{name}'{nearest(str(name), SPLITS)}" for name in splits if name not in SPLITS]
+    values = list(splits.values())
+    if all(isinstance(value, str) for value in values):
+        return mistakes
+    if not all(isinstance(value, (int, float)) and 0 <= value < 1 for value in values):
+        return [*mistakes, f"expected shares from 0 to 1, or names of files, not {dict(splits)!r}"]
+    if "train" in splits or not 0 < sum(values) < 1:
+        mistakes.append("expected shares of validation and test; what they leave is for training")
     return mistakes
 
 
@@ -575,8 +666,8 @@ def assign(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
         return
     if head == "mix" and isinstance(mixes, dict) and mixes:
         head, rest = "mixes", [next(iter(mixes)), *rest]
-    if head == "trainer" and rest:
-        tree.setdefault("trainer", {})
+    if head == "vocabulary" or (head in ("trainer", "datasets") and rest):
+        tree.setdefault(head, {})
     place, passed = tree, ""
     for part in [head, *rest][:-1]:
         place, passed = _step(place, part, passed, where), f"{passed}{part}."
@@ -596,5 +687,5 @@ def _step(place: Any, part: str, passed: str, where: str) -> dict[str, Any]:
 
 def _open(passed: str) -> bool:
     """Whether a mapping takes keys that the file does not have yet."""
-    whole = ("mixes.", "settings.", "trainer.")
+    whole = ("mixes.", "settings.", "trainer.", "datasets.")
     return passed.startswith(whole) or passed.endswith((".mix.", ".learning_rate."))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,3 +90,17 @@ def question(text: str) -> Segment:
 def answer(text: str) -> Segment:
     """What the model has to say, closed by the end token, which is supervised too."""
     return Segment(text=f"{text} {EOS}", supervised=True)
+
+
+def said_by_user(pieces: Sequence[str | Picture]) -> tuple[Segment, ...]:
+    """A question with images where they stand; those before its first word come before what the user says."""
+    first = next((place for place, piece in enumerate(pieces) if isinstance(piece, str)), len(pieces))
+    ahead = tuple(Segment(picture=piece) for piece in pieces[:first] if isinstance(piece, Picture))
+    rest = pieces[first:]
+    if len(rest) < 2:
+        return *ahead, question(str(rest[0]) if rest else "")
+    within = [Segment(text=piece) if isinstance(piece, str) else Segment(picture=piece) for piece in rest]
+    opened = Segment(text=f"{USER} {rest[0]}")
+    if isinstance(rest[-1], str):
+        return *ahead, opened, *within[1:-1], Segment(text=f"{rest[-1]} {ASSISTANT}")
+    return *ahead, opened, *within[1:], Segment(text=ASSISTANT)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError, nearest
 from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS
@@ -66,16 +66,41 @@ class Tokenizer:
         return cls(AutoTokenizer.from_pretrained(str(source)))
 
     @classmethod
-    def of_words(cls, words: Sequence[str]) -> Tokenizer:
-        """One token a word, split at spaces. A word outside the list raises when it is encoded."""
+    def of_words(cls, words: Sequence[str], more: Sequence[str] = ()) -> Tokenizer:
+        """One token a word, split at spaces. A word outside the list raises when it is encoded.
+
+        Args:
+            words: of the built-in world.
+            more: words of other texts; where there are any, texts are put into the form of `plain_words`.
+        """
         from tokenizers import Tokenizer as Backend
         from tokenizers.models import WordLevel
         from tokenizers.pre_tokenizers import WhitespaceSplit
         from transformers import PreTrainedTokenizerFast
 
-        vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
-        backend = Backend(WordLevel(vocabulary, unk_token=None))
+        known = dict.fromkeys([*SPECIAL_TOKENS, *words, *more])
+        backend = Backend(WordLevel({word: index for index, word in enumerate(known)}, unk_token=None))
         backend.pre_tokenizer = WhitespaceSplit()
+        if more:
+            backend.normalizer, backend.pre_tokenizer = _plain()
         return cls(
             PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
         )
+
+
+def plain_words(text: str) -> list[str]:
+    """A text as a word-level tokenizer of data sets has it: lower case, punctuation apart, numbers whole."""
+    normaliser, splitter = _plain()
+    return [word for word, _ in splitter.pre_tokenize_str(normaliser.normalize_str(text))]
+
+
+@cache
+def _plain() -> tuple[Any, Any]:
+    from tokenizers import Regex
+    from tokenizers.normalizers import NFC, Lowercase
+    from tokenizers.normalizers import Sequence as Steps
+    from tokenizers.pre_tokenizers import Sequence as Splits
+    from tokenizers.pre_tokenizers import Split, WhitespaceSplit
+
+    marks = Split(Regex(r"[,!?;:\"()\[\]]|\.(?!\d)"), "isolated")
+    return Steps([NFC(), Lowercase()]), Splits([WhitespaceSplit(), marks])
