@@ -8,34 +8,36 @@ import torch
 
 from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
-from lab.samples.mixture import Mixture
-from lab.scenes.tasks import SceneTasks
+from lab.samples.mixture import Mixture, Source
 
 
 @torch.no_grad()
 def validation_losses(
     model: UnifiedModel,
-    tasks: SceneTasks,
+    sources: Mapping[str, Source],
     collate: Collate,
     mix: Mapping[str, float],
     seed: int,
     batches: int = 4,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Mean text and image loss of every task of the mix on held-out scenes.
+    """Mean text and image loss of every task of the mix on held-out samples.
 
     Args:
         model: in eval mode.
-        tasks: of a held-out split.
+        sources: of a held-out split.
         collate: with right padding.
-        mix: task -> weight.
+        mix: source -> weight.
         seed: of the samples drawn.
         batches, batch_size: how many samples.
 
     Returns:
         `validation/loss` (text plus image), `validation/loss_<task>` and `validation/loss_<task>_image`.
+        Nothing where the mix names no source.
     """
-    held_out = Mixture(tasks.sources(), mix, batches * batch_size, seed + 1)
+    if not any(mix.values()):
+        return {}
+    held_out = Mixture(sources, mix, batches * batch_size, seed + 1)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     for index in range(batches):

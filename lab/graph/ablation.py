@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -31,6 +31,7 @@ from lab.config import (
     tree_of,
 )
 from lab.errors import LabError, nearest
+from lab.graph.datasets import registered
 from lab.graph.design import ROMAN, Factor, Fraction, aliases, factorial, holds
 from lab.graph.levels import (
     FIXED,
@@ -46,7 +47,7 @@ from lab.graph.levels import (
 )
 from lab.graph.node import REPOSITORY
 from lab.graph.small import small_params
-from lab.graph.stages import UNIFIED
+from lab.graph.stages import UNIFIED, data_sets_of
 from lab.graph.system import read_system
 from lab.registry import read_once
 from lab.reports.measures import MEASURES
@@ -249,7 +250,9 @@ def read_ablation(path: Path) -> Ablation:
     if mistakes:
         raise LabError(f"{_shown(path)}: " + "; ".join(dict.fromkeys(mistakes)))
     arms = tuple(
-        Arm(draft.name, draft.levels, draft.params, draft.touched) for draft in drafts if draft.params
+        Arm(draft.name, draft.levels, draft.params, draft.touched)
+        for draft in _spelt_alike([draft for draft in drafts if draft.params])
+        if draft.params
     )
     return Ablation(
         name=path.parent.name,
@@ -337,7 +340,7 @@ def _base(tree: Mapping[str, Any], path: Path, mistakes: list[str]) -> Params | 
     try:
         found = read_tree(place)
         if "small" in found or "full" in found:
-            return small_params(read_system(place), place, [])
+            return small_params(read_system(place), place, [], registered(root))
         return check_params(found, _shown(place))
     except LabError as error:
         mistakes.append(f"base: {error}")
@@ -506,6 +509,21 @@ def _drafts(
         mistakes += _whole_batches(int(budget.amount), batches)
     mistakes += _alike(drafts)
     return drafts
+
+
+def _spelt_alike(drafts: Sequence[_Draft]) -> list[_Draft]:
+    """The arms with one vocabulary, so that they differ in what they see of a data set, not in its words."""
+    named = {
+        name
+        for draft in drafts
+        if draft.params
+        for stage in draft.params.recipe
+        for name in data_sets_of(draft.params, stage, {"mix": next(iter(draft.params.mixes))})
+    }
+    return [
+        draft._replace(params=draft.params and replace(draft.params, vocabulary=sorted(named)))
+        for draft in drafts
+    ]
 
 
 def _alike(drafts: Sequence[_Draft]) -> list[str]:

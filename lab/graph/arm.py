@@ -17,10 +17,11 @@ from typing import Any
 
 from lab.config import Params, check_params, read_tree, tree_of
 from lab.errors import LabError, nearest
+from lab.graph.datasets import registered
 from lab.graph.execution import Context, execute, prepare
 from lab.graph.node import RECORD
 from lab.graph.small import small_params
-from lab.graph.stages import instance_kinds, stages_of
+from lab.graph.stages import data_sets_of, instance_kinds, stages_of
 from lab.graph.system import read_system
 
 
@@ -129,7 +130,7 @@ def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Pa
     if declaration is not None:
         path = Path(declaration)
         if "small" in (tree := read_tree(path)) or "full" in tree:
-            return small_params(read_system(path), path, overrides)
+            return small_params(read_system(path), path, overrides, registered(folder))
         changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(tree)]
     source = folder / "params.yaml"
     return check_params(read_tree(source, [*changes, *overrides]), declaration or str(source.name))
@@ -146,8 +147,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _single(params: Params) -> Params:
+    """The first arm, without the data sets that it does not read."""
     mix = next(iter(params.mixes))
-    return replace(params, connectors=params.connectors[:1], mixes={mix: params.mixes[mix]})
+    single = replace(params, connectors=params.connectors[:1], mixes={mix: params.mixes[mix]})
+    read = {name for stage in single.recipe for name in data_sets_of(single, stage, {"mix": mix})}
+    return replace(single, datasets={name: one for name, one in single.datasets.items() if name in read})
 
 
 def _identity(place: Path) -> str:

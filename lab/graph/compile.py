@@ -358,7 +358,15 @@ def _dependencies(graph: Graph, node: GraphNode) -> list[str]:
     taken = [graph.nodes[name].output for name in node.inputs.values()]
     numbers = [graph.nodes[node.inputs[word]].metrics for word in node.numbers]
     code = [_relative(graph, place) for place in node.code]
-    return [f"nodes/{node.label}/{node.stage}.yaml", *taken, *filter(None, numbers), *code]
+    data = [_place_of(graph, entry) for key, entry in node.reads.items() if key.startswith("datasets.")]
+    return [f"nodes/{node.label}/{node.stage}.yaml", *taken, *filter(None, numbers), *data, *code]
+
+
+def _place_of(graph: Graph, entry: Mapping[str, Any]) -> str:
+    """The folder of a data set, relative to the ablation's."""
+    above = (place / entry["path"] for place in (graph.folder, *graph.folder.parents))
+    found = next((place for place in above if place.is_dir()), REPOSITORY / entry["path"])
+    return Path(os.path.relpath(found, graph.folder)).as_posix()
 
 
 def _relative(graph: Graph, place: str) -> str:

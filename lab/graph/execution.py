@@ -13,15 +13,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lab.config import FitParams, Params, TrainerParams, load_params, node_params, read_tree, unadapted
+from lab.config import (
+    DataSetParams,
+    FitParams,
+    Params,
+    TrainerParams,
+    load_params,
+    node_params,
+    read_tree,
+    unadapted,
+)
 from lab.errors import LabError, nearest
 from lab.graph.claim import Claim, ClaimedError
+from lab.graph.datasets import check_declared, hashes_of
 from lab.graph.hashing import hashed
 from lab.graph.node import Node, clear, content_of, damage, identify, identity_of, publish, write_metrics
 from lab.graph.stages import (
     TRAINED,
     UNIFIED,
     code_of,
+    data_sets_of,
     identified_by,
     instance_kinds,
     parameters_of,
@@ -29,6 +40,9 @@ from lab.graph.stages import (
 )
 
 if TYPE_CHECKING:
+    from lab.samples.datasets import DataSet
+    from lab.samples.mixture import Source
+    from lab.samples.tokenizer import Tokenizer
     from lab.scenes.tasks import SceneTasks
     from lab.scenes.world import Split, World
     from lab.tracking import Run
@@ -55,6 +69,7 @@ class Context:
         numbers: the metrics file to write.
         numbers_of: stage upstream -> its metrics file.
         out: folder to write to; it becomes the output when the stage ends well.
+        data_sets: entries of the data sets that it reads.
         tracked: the MLflow run.
         callbacks: of Lightning, for a stage that trains, beside its own.
         tags: of the MLflow run, beside those that follow from the parameters.
@@ -72,6 +87,7 @@ class Context:
     reads: Mapping[str, Any]
     numbers: Path
     numbers_of: Mapping[str, Path]
+    data_sets: Mapping[str, DataSetParams] = field(default_factory=dict)
     out: Path = field(default_factory=Path)
     tracked: Run | None = None
     callbacks: tuple[Any, ...] = ()
@@ -87,6 +103,31 @@ class Context:
         from lab.scenes.world import read_split
 
         return SceneTasks(read_split(self.inputs["data"], self.world, split), self.params.world.turns)
+
+    @cached_property
+    def opened(self) -> dict[str, DataSet]:
+        """The data sets that it reads, by name."""
+        from lab.graph.datasets import open_data_set
+
+        return {name: open_data_set(name, entry, self.folder) for name, entry in self.data_sets.items()}
+
+    def sources(self, split: Split) -> dict[str, Source]:
+        """All that a mix may name: the tasks of a split, then the data sets that have rows in it."""
+        from lab.samples.datasets import DataSource
+
+        found: dict[str, Source] = dict(self.tasks(split).sources())
+        for name, data in self.opened.items():
+            if split == "train" or len(data.rows(split)):
+                found[name] = DataSource(data, split, self.world)
+        return found
+
+    def new_tokenizer(self) -> Tokenizer:
+        """Of a language model that is made from scratch: the words of the world and of the data sets."""
+        from lab.samples.tokenizer import Tokenizer
+        from lab.scenes.language import Language
+
+        more = sorted({word for data in self.opened.values() for word in data.words()})
+        return Tokenizer.of_words(Language(self.world).vocabulary(), more)
 
     def image_decoder(self) -> Any:
         """The image decoder that an earlier stage trained, None where this stage needs none."""
@@ -150,7 +191,9 @@ def run_stage(name: str, *instance: str) -> dict[str, Any]:
     if (folder / "ablation.yaml").exists():
         return execute(prepare_node(folder, name))
     params = load_params(folder / "params.yaml")
-    return execute(prepare(folder, params, name, *instance))
+    context = prepare(folder, params, name, *instance)
+    check_declared(folder, params, name, {"connector": context.connector, "mix": context.mix})
+    return execute(context)
 
 
 def prepare(folder: Path, params: Params, name: str, *instance: str, home: Path | None = None) -> Context:
@@ -182,12 +225,14 @@ def prepare(folder: Path, params: Params, name: str, *instance: str, home: Path 
     label = "-".join(instance)
     upstream = {text.partition("/")[0]: text.format(**given) for text in stage.upstream}
     inputs = {word: folder / "output" / output for word, output in upstream.items()}
+    taken = {upstream[word]: identity_of(place) for word, place in inputs.items()}
+    entries = {one: params.datasets[one] for one in data_sets_of(params, name, given)}
     content = content_of(
         name,
         label,
         identified_by(params, name, given),
         code_of(params, stage, given),
-        {upstream[word]: identity_of(place) for word, place in inputs.items()},
+        taken | hashes_of(entries, folder),
     )
     own_arm = "mix" in given or (params.system and instance)
     return Context(
@@ -203,6 +248,7 @@ def prepare(folder: Path, params: Params, name: str, *instance: str, home: Path 
         reads=parameters_of(params, stage, given),
         numbers=folder / "metrics" / f"{f'{name}/{label}' if label else _NUMBERS.get(name, name)}.json",
         numbers_of={word: folder / "metrics" / f"{upstream[word]}.json" for word in stage.numbers},
+        data_sets=entries,
     )
 
 
@@ -234,10 +280,12 @@ def prepare_node(folder: Path, name: str) -> Context:
     inputs = {word: folder / "output" / place for word, place in places.items()}
     reads = _flat(tree["params"])
     upstream = {places[word]: identity_of(place) for word, place in inputs.items()}
-    content = content_of(stage, label, reads, tree["code"], upstream)
+    params = replace(node_params(tree["params"], folder.name), trainer=_placement(folder, stage))
+    entries = params.datasets or {}  # None where it reads none
+    content = content_of(stage, label, reads, tree["code"], upstream | hashes_of(entries, folder))
     return Context(
         folder=folder,
-        params=replace(node_params(tree["params"], folder.name), trainer=_placement(folder, stage)),
+        params=params,
         stage=stage,
         connector=tree["connector"],
         mix=tree["mix"],
@@ -248,6 +296,7 @@ def prepare_node(folder: Path, name: str) -> Context:
         reads=reads,
         numbers=folder / "metrics" / stage / f"{label}.json",
         numbers_of={word: folder / "metrics" / f"{places[word]}.json" for word in tree["numbers"]},
+        data_sets=entries,
         tags={"ablation": folder.name} | ({"seed": seed[1]} if (seed := _SEED.search(label)) else {}),
     )
 
@@ -468,7 +517,7 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     tasks = context.tasks("train")
     spec = params.spec("text_decoder", params.text_decoder)
     pretrained = params.setting("text_decoder", params.text_decoder, "path")
-    tokenizer = Tokenizer.load(pretrained) if pretrained else Tokenizer.of_words(tasks.language.vocabulary())
+    tokenizer = Tokenizer.load(pretrained) if pretrained else context.new_tokenizer()
     spec = unadapted(spec)
     args = (len(tokenizer),)
     model = build("text_decoder", spec, *args)
@@ -590,8 +639,7 @@ def _unified(context: Context) -> dict[str, Any]:
     if any(stage in context.inputs for stage in UNIFIED):
         arm = load_arm(trained["encoder"].parent, decoder)
     else:
-        words = train.language.vocabulary()
-        arm = new_arm(params, context.connector, trained, words, decoder)
+        arm = new_arm(params, context.connector, trained, context.new_tokenizer(), decoder)
         head = arm.model.visual_head
         if head is not None:
             with torch.no_grad():  # what the tokens look like that the visual head is to produce
@@ -613,7 +661,7 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, Any]
     from lab.samples.mixture import Mixture
     from lab.training.modules import UnifiedTraining
 
-    train = context.tasks("train")
+    sources = context.sources("train")
     module = UnifiedTraining(
         arm.model,
         settings.trainable,
@@ -624,17 +672,20 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, Any]
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
     )
-    collate = arm.collate(tuple(train.tasks))
+    collate = arm.collate(tuple(sources))
     length = settings.steps * settings.batch_size
-    dataset = Mixture(train.sources(), mix, length, context.params.seed, collate.length)
+    dataset = Mixture(sources, mix, length, context.params.seed, collate.length)
     costs = context.fit(module, dataset, collate, settings)
     arm.model.eval()
     arm.save(context.out)
     shares = dataset.shares()
-    losses = validation_losses(arm.model, context.tasks("validation"), collate, shares, context.params.seed)
+    held_out = context.sources("validation")
+    known = {name: share for name, share in shares.items() if name in held_out}
+    losses = validation_losses(arm.model, held_out, collate, known, context.params.seed)
     consumed = {f"mix/{task}": share for task, share in shares.items()}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return losses | consumed | costs | {"cost/trained_parameters": trained}
+    counted = {name: number for data in context.opened.values() for name, number in data.metrics().items()}
+    return losses | consumed | counted | costs | {"cost/trained_parameters": trained}
 
 
 def _evaluate(context: Context) -> dict[str, Any]:
@@ -672,9 +723,9 @@ def _untrained(context: Context, judge: Any) -> dict[str, float]:
     params = context.params
     first = next(name for name in params.recipe if name in UNIFIED)
     words = [context.connector, context.mix][: len(instance_kinds(stages_of(params)[first]))]
-    before = prepare(context.folder, params, first, *words).parts
+    before = prepare(context.folder, params, first, *words)
     tasks = context.tasks("test")
-    arm = new_arm(params, context.connector, before, tasks.language.vocabulary())
+    arm = new_arm(params, context.connector, before.parts, before.new_tokenizer())
     arm.model.eval()
     few = replace(params.stages.evaluate, questions=20, captions=20, prompts=40, edits=10, texts=20)
     decoder = context.image_decoder()

@@ -29,7 +29,9 @@ _CHOSEN = ("represent", "pretrain")  # stages of the base that run only where a 
 _KEYS = (*ROLES, "targets", "mix", "stages", "recipe", "world", "data")
 
 
-def small_params(system: System, path: Path, overrides: list[str]) -> Params:
+def small_params(
+    system: System, path: Path, overrides: list[str], datasets: Mapping[str, Any] | None = None
+) -> Params:
     """What `lab train` runs for a system.
 
     A bare word replaces a component and takes the base's settings of that word; a mapping changes some of
@@ -39,6 +41,7 @@ def small_params(system: System, path: Path, overrides: list[str]) -> Params:
         system: as read.
         path: of its declaration, for messages.
         overrides: dotted key=value settings.
+        datasets: entries of the data sets that its mix may name.
 
     Raises:
         LabError: naming what the declaration gets wrong.
@@ -68,6 +71,8 @@ def small_params(system: System, path: Path, overrides: list[str]) -> Params:
     for key in ("world", "data"):
         _merge(tree[key], small.get(key, {}))
     tree |= {"targets": small.get("targets", tree["targets"]), "system": system.name}
+    if datasets:
+        tree["datasets"] = dict(datasets)
     for one in overrides:
         apply_override(tree, one)
     return check_params(tree, str(path))

@@ -9,12 +9,13 @@ before it that trained this part; where none did, it is made afresh. What the st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lab.config import ROLES, Params, tree_of, unadapted
 from lab.graph.node import REPOSITORY
 from lab.registry import path
+from lab.samples.mix import parse
 
 _MODEL_CODE = ("components/layers", "lab/models", "lab/samples", "lab/scenes", "lab/training")
 UNIFIED = ("align", "pretrain", "instruct")  # stages that train the unified model
@@ -72,10 +73,31 @@ def identified_by(params: Params, name: str, given: Mapping[str, str]) -> dict[s
     joined to images look at its width alone, so arms that differ in adapters share all of these.
     """
     found = parameters_of(params, stages_of(params)[name], given)
+    found |= {f"datasets.{one}": asdict(params.datasets[one]) for one in data_sets_of(params, name, given)}
     if name in ("text_decoder", "image_decoder", "represent") and "text_decoder" in found:
         key = f"settings.text_decoder.{params.text_decoder}"
         found[key] = unadapted(found[key])
     return found
+
+
+def data_sets_of(params: Params, name: str, given: Mapping[str, str]) -> list[str]:
+    """The data sets that a stage reads: those of its mix and, where it makes a tokenizer, of all mixes."""
+    if not params.datasets:
+        return []
+    mixes: list[Mapping[str, Any]] = []
+    joint = [stage for stage in params.recipe if stage in UNIFIED]
+    own = {stage: getattr(params.fitted(stage), "mix", None) for stage in joint}
+    spells = "text_decoder" if "text_decoder" in params.recipe else next(iter(joint), "")
+    named: set[str] = set()
+    if name == spells:
+        mixes = [*filter(None, own.values()), *params.mixes.values()]
+        named = set(params.vocabulary)
+    elif name == "instruct":
+        mixes = [params.mixes[given["mix"]]]
+    elif mix := own.get(name):
+        mixes = [mix]
+    named |= {source.name for mix in mixes for source in parse(mix).sources()}
+    return [one for one in params.datasets if one in named]
 
 
 def code_of(params: Params, stage: Stage, given: Mapping[str, str]) -> list[str]:

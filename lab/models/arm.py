@@ -61,7 +61,7 @@ def new_arm(
     params: Params,
     connector: str,
     trained: Mapping[str, Path],
-    vocabulary: list[str],
+    tokenizer: Tokenizer,
     image_decoder: ImageDecoder | None = None,
 ) -> Arm:
     """An arm whose parts are those that earlier stages trained, and fresh ones.
@@ -70,7 +70,7 @@ def new_arm(
         params: of the pipeline; its seed is that of the fresh parts.
         connector: its word.
         trained: role -> folder of a component that an earlier stage wrote.
-        vocabulary: words of a language model that is made from scratch here.
+        tokenizer: of a language model that is made from scratch here.
         image_decoder: for a visual head whose loss goes through it.
     """
     built: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
@@ -79,7 +79,6 @@ def new_arm(
     if "text_decoder" in trained:
         parts["text_decoder"], tokenizer = load_text_decoder(params, trained["text_decoder"])
     else:
-        tokenizer = Tokenizer.of_words(vocabulary)
         torch.manual_seed(params.seed)
         spec = params.spec("text_decoder", params.text_decoder)
         parts["text_decoder"] = build("text_decoder", spec, len(tokenizer))

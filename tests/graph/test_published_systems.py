@@ -17,6 +17,7 @@ from lab.models.arm import Arm, new_arm
 from lab.registry import build
 from lab.samples.batch import Batch
 from lab.samples.mixture import Mixture
+from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import read_split, write_world
 from lab.training.modules import ROWS_ONLY, UnifiedTraining
@@ -44,7 +45,8 @@ def start(params: Params, scenes: SceneTasks) -> Arm:
     if params.visual_head and params.spec("visual_head", params.visual_head).get("loss") == "decoder":
         spec = params.spec("image_decoder", str(params.image_decoder))
         image_decoder = build("image_decoder", spec, 128, 16, params.world.image_size).requires_grad_(False)
-    arm = new_arm(params, params.connectors[0], {}, scenes.language.vocabulary(), image_decoder)
+    tokenizer = Tokenizer.of_words(scenes.language.vocabulary())
+    arm = new_arm(params, params.connectors[0], {}, tokenizer, image_decoder)
     arm.model.eval()
     if arm.model.visual_head is not None:
         with torch.no_grad():
