@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lab.config import WORDS, Params, assign, tree_of
 from lab.errors import LabError, nearest
+from lab.graph.amounts import STEPS, amounts_of, is_amount, pour
 from lab.graph.design import Factor, parents_first, reachable
 from lab.registry import words
 
@@ -89,15 +90,20 @@ def read_factors(
         if not re.fullmatch(r"[A-Za-z][\w.]*", name, re.ASCII) or name == "name":
             mistakes.append(f"{where}: a factor's name is of letters, digits, '_' and '.', and not 'name'")
         spread: Mapping[Any, Any] = {"levels": declared}
-        if isinstance(declared, Mapping) and {"key", "levels", "when"} & declared.keys():
+        counted = isinstance(declared, Mapping) and {"samples", "tasks"} <= declared.keys()
+        if isinstance(declared, Mapping) and (counted or {"key", "levels", "when"} & declared.keys()):
             spread = declared
-            mistakes += unknown_keys(declared, ("key", "levels", "when"), f"{where}.")
+            known = ("samples", "tasks", "when") if counted else ("key", "levels", "when")
+            mistakes += unknown_keys(declared, known, f"{where}.")
         key = spread.get("key", name)
         if not isinstance(key, str):
             mistakes.append(f"{where}.key: expected a dotted key, not {key!r}")
             key = name
         conditions[name] = spread.get("when", {})
-        own = _levels(spread.get("levels"), where, key, mistakes)
+        if counted:
+            own = amounts_of(name, spread, where, mistakes)
+        else:
+            own = _levels(spread.get("levels"), where, key, mistakes)
         refused = _no_parameter(key, where, base) if any(key in sets for sets in own.values()) else []
         mistakes += refused
         for level, sets in own.items():
@@ -105,7 +111,9 @@ def read_factors(
             if other is not None:
                 mistakes.append(f"{where}: level '{level}' is one of {other} too; names of levels are unique")
             stated = {one: item for one, item in sets.items() if one != key or not refused}
-            settings[name, level] = settings_of(stated, f"{where}.{level}", SHARED, mistakes)
+            settings[name, level] = (
+                stated if counted else settings_of(stated, f"{where}.{level}", SHARED, mistakes)
+            )
         bare.append(Factor(name, tuple(own), {}))
     before = len(mistakes)
     factors = [
@@ -233,7 +241,7 @@ def apply(
             return 0
         return 1 if one.key in (*WORDS, "mix") else 2 + one.key.count(".")
 
-    for one in sorted(settings, key=rank):
+    for one in sorted((one for one in settings if not is_amount(one.key)), key=rank):
         if rank(one) and not mixes:  # all of them are known now
             mixes, first = tree["mixes"], next(iter(tree["mixes"]))
             tree["mixes"] = {first: dict(mixes[first])}
@@ -253,6 +261,8 @@ def apply(
         except LabError as error:
             mistakes.append(str(error))
     tree["mixes"] = dict(list(tree["mixes"].items())[:1])
+    if amounts := {one.where: one.value for one in settings if is_amount(one.key)}:
+        pour(tree, amounts, mistakes)
     return tree, [_spelt_out(one.key, tree) for one in settings]
 
 
@@ -274,12 +284,16 @@ def touched_by(
     """Factor -> keys that its level sets; no two factors may set one, nor anything what the budget bounds."""
     touched: dict[str, set[str]] = {factor: set() for factor in own}
     setters: dict[str, str] = {}
+    amounts = [one.factor for one in settings if is_amount(one.key)]
     for one, key in zip(settings, keys, strict=True):
-        if key in bounded:
+        mixed = key == "mix" or key.startswith("mix.")
+        if key in bounded or (is_amount(key) and STEPS in bounded):
             mistakes.append(f"{one.where}: sets '{key}', which follows from the budget")
+        if amounts and (mixed or key == STEPS):
+            mistakes.append(f"{one.where}: sets '{key}', which follows from the samples of {amounts[0]}")
         if not one.factor:
             continue
-        touched[one.factor].add("mix" if key.startswith("mix.") else key)
+        touched[one.factor] |= {"mix", STEPS} if is_amount(key) else {"mix" if mixed else key}
         other = setters.setdefault(key, one.factor)
         if other != one.factor:
             mistakes.append(f"factors.{other} and factors.{one.factor} both set '{key}'")
