@@ -21,6 +21,7 @@ from lab.errors import LabError, nearest
 from lab.training.preemption import Preempted
 
 VERBS = {
+    "report": "the page on a data mix: claim, surfaces, laws, the best mix, costs",
     "repro": "run the pipeline of this folder: what is out of date, several stages at once",
     "graph": "an ablation as a graph: plan it, run it, lose nothing: lab graph run NAME",
     "compare": "table and plots of all arms, understanding and generation side by side",

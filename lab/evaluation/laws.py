@@ -96,7 +96,8 @@ class Law:
         refusal: Why not; "" where one is given.
         draws: (R,5) parameters of the bootstrap's refits of the chosen form.
         exchange: Estimate and 95% interval of the other task's worth, from the best form that has it; None
-            where there is no law.
+            where there is no law, or where mixes lie on one line: of one total, more of the other is less of
+            one's own.
     """
 
     observations: Observations
@@ -181,22 +182,24 @@ def fit_law(seen: Observations, seed: int = 0, resamples: int = RESAMPLES) -> La
         )
     if seen.total <= 1e-12 * max(1.0, float((seen.error**2).sum())):
         return _refused(seen, "the metric is the same everywhere")
-    found = {form: _candidate(seen, form) for form in FORMS}
+    apart = np.linalg.matrix_rank(np.stack([np.ones_like(seen.own), seen.own, seen.other], axis=1)) > 2
+    found = {form: _candidate(seen, form) for form in FORMS if apart or "exchange" not in FORMS[form]}
     known = {form: one for form, one in found.items() if math.isfinite(one.aicc)}
     chosen = min(known, key=lambda form: known[form].aicc)
     plain = chosen.replace("transfer", "own")
     if chosen != plain and found[chosen].left_out >= found[plain].left_out:
         chosen = plain
     if chosen == "constant" or found[chosen].left_out >= found["constant"].left_out:
-        return _refused(
-            seen, "no law predicts mixes that it has not seen better than their mean does", found
-        )
+        return _refused(seen, "no law predicts mixes that it has not seen better than their mean does", found)
     draws = _bootstrap(seen, found[chosen], seed, resamples)
-    worth = min((form for form in known if form.startswith("transfer")), key=lambda form: known[form].aicc)
-    traded = draws if worth == chosen else _bootstrap(seen, found[worth], seed, resamples)
-    place = PARAMETERS.index("exchange")
-    low, high = np.quantile(traded[:, place], [0.025, 0.975])
-    return Law(seen, found, chosen, "", draws, (float(found[worth].values[place]), float(low), float(high)))
+    exchange = None
+    if trading := [form for form in known if "exchange" in FORMS[form]]:
+        worth = min(trading, key=lambda form: known[form].aicc)
+        traded = draws if worth == chosen else _bootstrap(seen, found[worth], seed, resamples)
+        place = PARAMETERS.index("exchange")
+        low, high = np.quantile(traded[:, place], [0.025, 0.975])
+        exchange = float(found[worth].values[place]), float(low), float(high)
+    return Law(seen, found, chosen, "", draws, exchange)
 
 
 def _refused(seen: Observations, why: str, found: Mapping[str, Candidate] | None = None) -> Law:

@@ -43,26 +43,26 @@ def page(analysis: Analysis, plots: Sequence[Plot], samples: Samples | None) -> 
         [
             f"<h1>{escape(design.name)}</h1>",
             f'<p class="lead">{escape(lead)}</p>',
-            _verdict(analysis),
+            verdict_card(analysis),
             drawn.get("claim", ""),
             "<h2>Design</h2>",
-            _design(analysis),
+            design_list(analysis),
             "<h2>Results</h2>",
-            _results(analysis),
-            _list(notes(analysis)),
+            results_table(analysis),
+            bullets(notes(analysis)),
             drawn.get("arms", ""),
             _differences(analysis),
             drawn.get("effects", "<h2>Effects of the factors</h2>"),
-            _list(effect_notes(analysis)),
-            *(_effects(column) for column in analysis.columns if column.effects),
+            bullets(effect_notes(analysis)),
+            effects_part(analysis),
             drawn.get("interactions", ""),
             drawn.get("front", ""),
             "<h2>Cost</h2>",
-            _cost(analysis),
+            cost_part(analysis),
             *pictures,
             answers(samples),
             "<h2>What the columns mean</h2>",
-            _meanings(analysis),
+            meanings(analysis),
             "<h2>Reproduce it</h2>",
             "<p>From a checkout of the commit that holds this page, in the root of the repository:</p>",
             f"<pre>lab graph run {escape(design.name)}   # runs what is missing, compares\n"
@@ -72,7 +72,8 @@ def page(analysis: Analysis, plots: Sequence[Plot], samples: Samples | None) -> 
     )
 
 
-def _verdict(analysis: Analysis) -> str:
+def verdict_card(analysis: Analysis) -> str:
+    """The claim, and what came of it."""
     verdict = analysis.verdict
     if verdict is None:
         said = "The declaration claims nothing: see the effects."
@@ -86,7 +87,8 @@ def _verdict(analysis: Analysis) -> str:
     )
 
 
-def _design(analysis: Analysis) -> str:
+def design_list(analysis: Analysis) -> str:
+    """What was varied, and what all arms share."""
     design = analysis.results.design
     rows = [(factor, ", ".join(levels)) for factor, levels in design.factors.items()]
     rows.append(("seeds", ", ".join(map(str, design.seeds))))
@@ -110,7 +112,8 @@ def _design(analysis: Analysis) -> str:
     return f'<div class="wide"><dl>{inner}</dl></div>'
 
 
-def _results(analysis: Analysis) -> str:
+def results_table(analysis: Analysis) -> str:
+    """The main table."""
     groups = list(dict.fromkeys(column.measure.group for column in analysis.columns))
     ordered = [column for group in groups for column in analysis.columns if column.measure.group == group]
     first = {next(c.measure.name for c in ordered if c.measure.group == group) for group in groups}
@@ -162,7 +165,7 @@ def _differences(analysis: Analysis) -> str:
         heads = ["difference", seeds, "95% over seeds and samples", "p"]
         parts.append(
             f"<h3>{escape(column.measure.name)}, less {escape(ranked[0])}</h3>"
-            + _table(["arm", *heads], "".join(rows))
+            + table(["arm", *heads], "".join(rows))
         )
     if not parts:
         return ""
@@ -181,6 +184,11 @@ def _difference(column: Column, estimate: Estimate) -> list[str]:
     return [measure.change(estimate.value), interval, joint, probability(estimate.p)]
 
 
+def effects_part(analysis: Analysis) -> str:
+    """A table of effects for every column."""
+    return "".join(_effects(column) for column in analysis.columns if column.effects)
+
+
 def _effects(column: Column) -> str:
     rows = []
     for effect in column.effects:
@@ -195,27 +203,30 @@ def _effects(column: Column) -> str:
     unit = "points" if column.measure.rate else "" if column.measure.rising else "less is better"
     return (
         f"<details><summary>Effects on {escape(column.measure.name)}{f' ({unit})' if unit else ''}</summary>"
-        f"{_table(heads, ''.join(rows), left=2)}</details>"
+        f"{table(heads, ''.join(rows), left=2)}</details>"
     )
 
 
-def _cost(analysis: Analysis) -> str:
+def cost_part(analysis: Analysis) -> str:
+    """What was spent, arm by arm."""
     rows = "".join(
         f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in cost_rows(analysis)
     )
     said = "".join(f"<p>{escape(line)}</p>" for line in [*sharing(analysis), *analysis.cost.remarks])
-    table = _table(cost_heads(analysis), rows)
-    return f"{said}<p>An arm in one seed, on average, as if it ran alone:</p>{table}"
+    spent = table(cost_heads(analysis), rows)
+    return f"{said}<p>An arm in one seed, on average, as if it ran alone:</p>{spent}"
 
 
-def _meanings(analysis: Analysis) -> str:
+def meanings(analysis: Analysis) -> str:
+    """What the table's columns are."""
     rows = "".join(
         f"<dt>{escape(c.measure.label)}</dt><dd>{escape(c.measure.meaning)}</dd>" for c in analysis.columns
     )
     return f'<div class="wide"><dl>{rows}</dl></div>'
 
 
-def _table(heads: Sequence[str], rows: str, left: int = 1) -> str:
+def table(heads: Sequence[str], rows: str, left: int = 1) -> str:
+    """A table of rows that are HTML already."""
     cells = "".join(
         f'<th class="left">{escape(head)}</th>' if number < left else f"<th>{escape(head)}</th>"
         for number, head in enumerate(heads)
@@ -224,5 +235,6 @@ def _table(heads: Sequence[str], rows: str, left: int = 1) -> str:
     return f'<div class="wide"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
-def _list(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Sentences, one below the other."""
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"

@@ -215,13 +215,13 @@ def latex(analysis: Analysis) -> str:
             groups[-1] = (column.measure.group, groups[-1][1] + 1)
         else:
             groups.append((column.measure.group, 1))
-    over = " & ".join(f"\\multicolumn{{{count}}}{{c}}{{{_tex(group)}}}" for group, count in groups)
+    over = " & ".join(f"\\multicolumn{{{count}}}{{c}}{{{tex(group)}}}" for group, count in groups)
     rules, start = [], 2
     for _, count in groups:
         rules.append(f"\\cmidrule(lr){{{start}-{start + count - 1}}}")
         start += count
     heads = [
-        _tex(c.measure.label)
+        tex(c.measure.label)
         + (r" (\%)" if c.measure.rate else "")
         + ("" if c.measure.rising else r" $\downarrow$")
         for c in analysis.columns
@@ -239,8 +239,8 @@ def latex(analysis: Analysis) -> str:
             half = mark.strip("±*°")
             raised = {"*": "^{*}", "°": r"^{\circ}"}.get(mark[-1:], "")
             cells.append(f"{number} {{\\scriptsize $\\pm${half}${raised}$}}" if half else number)
-        body.append(f"{_tex(arm)} & {' & '.join(cells)} \\\\".replace("$$", ""))
-    caption = " ".join(_tex(line) for line in [f"{title(analysis)}.", *notes(analysis)[:2]])
+        body.append(f"{tex(arm)} & {' & '.join(cells)} \\\\".replace("$$", ""))
+    caption = " ".join(tex(line) for line in [f"{title(analysis)}.", *notes(analysis)[:2]])
     caption = caption.replace("±", r"$\pm$").replace("°", r"$^{\circ}$").replace("*", r"$^{*}$")
     label = analysis.results.design.name.replace("_", "-")
     return "\n".join(
@@ -265,7 +265,8 @@ def latex(analysis: Analysis) -> str:
     )
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
     for character in "&%#_":
         text = text.replace(character, f"\\{character}")
     return text

@@ -50,7 +50,7 @@ def _publish(analysis: Analysis, output: Path, run: Run | None) -> dict[str, Any
     from lab.reports.samples import read_samples
 
     output.mkdir(parents=True, exist_ok=True)
-    samples = read_samples(_evaluated(analysis))
+    samples = read_samples(evaluated(analysis))
     plots = draw(analysis, samples, output)
     write(output / "comparison.md", tables.markdown(analysis))
     write(output / "comparison.tex", tables.latex(analysis))
@@ -67,7 +67,7 @@ def _publish(analysis: Analysis, output: Path, run: Run | None) -> dict[str, Any
     return tables.summary(analysis)
 
 
-def _evaluated(analysis: Analysis) -> dict[str, Path]:
+def evaluated(analysis: Analysis) -> dict[str, Path]:
     """Arm -> output of its evaluation, all at the seed that most arms have."""
     results = analysis.results
     seed = max(results.seeds, key=lambda s: sum((arm.name, s) in results.cells for arm in results.arms))

@@ -1,0 +1,166 @@
+"""What a report says in words: the central statement, and how each table is to be read."""
+
+from __future__ import annotations
+
+from lab.evaluation.laws import PARAMETERS
+from lab.reports.ablation.estimates import Estimate
+from lab.reports.ablation.verdict import between, unit_of
+from lab.reports.mix.fits import Fit
+from lab.reports.mix.optimum import FLAT, Optimum
+from lab.reports.mix.study import Study
+from lab.reports.mix.synergy import HELPS, HURTS, Synergy
+from lab.reports.mix.trials import GENERATION, UNDERSTANDING, Amounts
+
+_OTHER = {UNDERSTANDING: GENERATION, GENERATION: UNDERSTANDING}
+
+
+def central(study: Study) -> list[str]:
+    """The page's statement: what each task's data does to the other, and the best mix; a sentence or two each."""
+    lines = [line for group in study.leading if (line := _effect(study, group))]
+    if not study.synergies:
+        lines.append(
+            "Whether one task's data helps the other cannot be told here: no two arms agree in the samples of one "
+            "task and differ in those of the other."
+        )
+    return [*lines, *(best_sentence(study, one) for one in study.optima)]
+
+
+def _effect(study: Study, group: str) -> str:
+    """What the other task's data does to the metric that stands for a group, in every setting."""
+    metric = study.leading[group].name
+    found = [one for one in study.synergies if one.measure.name == metric]
+    return " ".join(synergy_sentence(one) for one in found)
+
+
+def synergy_sentence(one: Synergy) -> str:
+    """`Generation data helps understanding: VQA +2.1 points (95% interval +0.4 to +3.8 over 3 seeds) ...`."""
+    group = one.measure.group
+    does = {HELPS: f"helps {group}", HURTS: f"hurts {group}"}.get(
+        one.word, f"does nothing certain to {group}"
+    )
+    where = f" ({one.setting})" if one.setting else ""
+    subject = f"{_OTHER[group].capitalize()} data {does}{where}"
+    change = f"{one.measure.label} changes by {one.measure.change(one.overall.value)}{unit_of(one.measure)}"
+    return (
+        f"{subject}: from {one.few:,.0f} to {one.many:,.0f} of its samples, at equal samples of {group}, "
+        f"{change} ({interval_of(one, one.overall)})."
+    )
+
+
+def interval_of(one: Synergy, estimate: Estimate) -> str:
+    """`95% interval +0.4 to +3.8 over 3 seeds`."""
+    if estimate.interval is None:
+        return "one seed, and no scores of samples: no interval"
+    over = f"over {len(estimate.by_seed)} seeds" if estimate.over_seeds else "over samples"
+    return f"95% interval {between(one.measure, estimate.interval)} {over}"
+
+
+def best_sentence(study: Study, one: Optimum) -> str:
+    """The best mix of a setting, in a sentence or two."""
+    where = f" ({one.setting})" if one.setting else ""
+    budget = _budget(study)
+    if not one.known:
+        return f"Best mix{where}: no prediction, for want of a law for {_list(one.missing)}. {measured_best(one)}".strip()
+    place = one.place
+    amounts = f"{one.path.understanding[place]:,.0f} samples of understanding and {one.path.generation[place]:,.0f} of generation"
+    values = _list(
+        [
+            f"{study.fits[one.setting, name].measure.label} {value * 100:.0f}% ({low * 100:.0f} to {high * 100:.0f})"
+            for name, (value, low, high) in one.values.items()
+        ]
+    )
+    said = (
+        f"Best mix of {budget}{where}: {one.share:.0%} understanding (95% interval {one.interval[0]:.0%} to "
+        f"{one.interval[1]:.0%}), that is {amounts}; predicted {values}. Any share from {one.flat[0]:.0%} to "
+        f"{one.flat[1]:.0%} is within {FLAT * 100:.0f} point of it."
+    )
+    if one.path.extrapolated:
+        said += " This is extrapolated: no mix of this size lies within what was measured."
+    elif not one.path.covered.all():
+        covered = [share for share, inside in zip(_SHARES, one.path.covered, strict=True) if inside]
+        said += f" Only shares from {min(covered):.0%} to {max(covered):.0%} lie within what was measured."
+    return said
+
+
+def measured_best(one: Optimum) -> str:
+    """The best of the measured mixes within the budget."""
+    found = one.measured
+    if found is None:
+        return "No measured mix lies within the budget."
+    said = (
+        f"Best of the measured mixes within the budget: {found.name}, preferred mean {found.value * 100:.1f}%"
+    )
+    if found.lead is None:
+        return f"{said}; one seed or one mix, so nothing to compare it with."
+    value, low, high = found.lead
+    decided = "" if low > 0 else ", so which of the two is better is undecided"
+    return (
+        f"{said}, {value * 100:+.1f} points over {found.second} (95% interval {low * 100:+.1f} to "
+        f"{high * 100:+.1f} over seeds{decided})."
+    )
+
+
+def preference(study: Study) -> str:
+    """`VQA and digit alike, in 5,120 samples`."""
+    names = {measure.name: measure.label for measure in study.measures}
+    if len(set(study.weights.values())) == 1:
+        weights = _list([names[name] for name in study.weights]) + (
+            " alike" if len(study.weights) > 1 else ""
+        )
+    else:
+        weights = _list([f"{weight:g} times {names[name]}" for name, weight in study.weights.items()])
+    return f"Preferred: {weights}, in {_budget(study)}."
+
+
+def formula(found: Fit) -> str:
+    """The law with its numbers."""
+    start, half, power, floor, exchange = found.law.best.values
+    own, other = found.group, _OTHER[found.group]
+    amount = f"{own} samples"
+    if found.law.chosen.startswith("transfer"):
+        amount = f"{own} samples {'+' if exchange >= 0 else '−'} {abs(exchange):.2g} x {other} samples"
+    fraction = f"/ (1 + (N / {half:,.0f})^{power:.2g})"
+    falls = f"{start:.2g} {fraction}" if floor < 1e-6 else f"{floor:.2g} + {start - floor:.2g} {fraction}"
+    return f"{'1 - rate' if found.measure.rate else 'value'} = {falls}, N = {amount}"
+
+
+def parameter(found: Fit, name: str) -> str:
+    """A parameter with its interval, `-` where the law has none."""
+    from lab.evaluation.laws import FORMS
+
+    if name == "exchange":
+        if found.law.exchange is None:
+            return "-"
+        value, low, high = found.law.exchange
+        return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+    if name not in FORMS[found.law.chosen]:
+        return "-"
+    value = float(found.law.best.values[PARAMETERS.index(name)])
+    low, high = found.law.interval(name)
+    if name == "half":
+        said = f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
+    else:
+        said = f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return said + (" †" if found.law.undetermined(name) else "")
+
+
+def earlier(amounts: Amounts | None) -> str:
+    """What arms have learned from before their own mix."""
+    if amounts is None:
+        return ""
+    return (
+        f"Before its own mix every arm has seen about {amounts.understanding:,.0f} samples of understanding and "
+        f"{amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond these."
+    )
+
+
+def _budget(study: Study) -> str:
+    unit = "samples" if study.budget.unit == "samples" else "seconds of training"
+    return f"{study.budget.amount:,.0f} {unit}"
+
+
+def _list(words: list[str] | tuple[str, ...]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+_SHARES = [number / 100 for number in range(101)]

@@ -1,0 +1,129 @@
+"""Writes the report of an ablation in all its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from rich.console import Console
+
+from lab.reports.ablation import tables as arms
+from lab.reports.ablation.analysis import Analysis, analyse, effect_notes, notes
+from lab.reports.ablation.estimates import Measured
+from lab.reports.ablation.page import (
+    bullets,
+    cost_part,
+    design_list,
+    effects_part,
+    meanings,
+    results_table,
+    verdict_card,
+)
+from lab.reports.ablation.plots import draw as draw_arms
+from lab.reports.ablation.results import Results, read_results
+from lab.reports.ablation.write import evaluated
+from lab.reports.files import dump, write
+from lab.reports.html import figure
+from lab.reports.look import Plot
+from lab.reports.mix import sentences, tables
+from lab.reports.mix.page import Frame, hashes_of, page
+from lab.reports.mix.plots import draw
+from lab.reports.mix.study import Study, Wish, study_mixes
+from lab.reports.mix.trials import earlier_mix, trials_of, varies
+from lab.reports.samples import read_samples
+from lab.tracking import start_run
+from lab.tracking.source import git_tags
+
+
+def report_ablation(folder: Path, wish: Wish) -> Path:
+    """Reports on an ablation as far as it is evaluated: prints the central statement, writes `output/report/`.
+
+    Args:
+        folder: Of the ablation; it holds `compare.yaml`.
+        wish: Preference and budget of the best mix.
+
+    Returns:
+        The page.
+
+    Raises:
+        LabError: Nothing is evaluated yet, a file is broken, or the wish cannot be read.
+    """
+    results = read_results(folder)
+    analysis = analyse(results)
+    study = study_ablation(analysis, wish)
+    output = folder / "output" / "report"
+    output.mkdir(parents=True, exist_ok=True)
+    samples = read_samples(evaluated(analysis))
+    compared = draw_arms(analysis, samples, output)
+    plots = draw(study, output) if study else {}
+    grids = [plot for plot in compared if plot.path.stem.startswith("samples")]
+    path = output / "report.html"
+    write(path, page(study, results.design.name, _frame(analysis, compared), plots, grids, samples))
+    write(output / "report.tex", arms.latex(analysis) + (tables.latex(study) if study else ""))
+    write(output / "report.csv", arms.comma_separated(analysis))
+    content = {"comparison": arms.everything(analysis), "mixes": tables.everything(study) if study else None}
+    write(output / "report.json", dump(content))
+    _show(analysis, study)
+    with start_run(experiment=results.design.name, arm=None, stage="report", name="report") as run:
+        for picture in sorted(output.glob("*.png")):
+            run.artifact(picture, "plots")
+        for file in sorted(output.glob("report.*")):
+            run.artifact(file)
+    return path
+
+
+def study_ablation(analysis: Analysis, wish: Wish) -> Study | None:
+    """What an ablation says of mixes; None where its arms have one mix alone, or recorded none."""
+    results = analysis.results
+    trials = trials_of(results)
+    if not varies(trials):
+        return None
+    measures = [column.measure for column in analysis.columns]
+    measured = [Measured(results, measure) for measure in measures]
+    return study_mixes(results.design.name, trials, measures, measured, wish)
+
+
+def _frame(analysis: Analysis, compared: Sequence[Plot]) -> Frame:
+    results = analysis.results
+    name = results.design.name
+    drawn = {plot.path.stem: figure(plot) for plot in compared}
+    before = sentences.earlier(earlier_mix(results))
+    shown = [*notes(analysis), *_without_scores(results)]
+    return Frame(
+        lead=f"{arms.title(analysis).partition(': ')[2]}.",
+        verdict=verdict_card(analysis) + drawn.get("claim", ""),
+        design=design_list(analysis) + (f"<p>{escape(before)}</p>" if before else ""),
+        results=results_table(analysis) + bullets(shown) + meanings(analysis),
+        after="<details><summary>Effects of the factors, as `lab compare` tells them</summary>"
+        + bullets(effect_notes(analysis))
+        + effects_part(analysis)
+        + f"</details><h2>Cost</h2>{cost_part(analysis)}",
+        commands=(
+            f"lab graph run {name}   # runs what is missing",
+            f"lab report {name}      # this page, from the metrics",
+            f"lab compare {name}     # arms and effects, in the terminal",
+        ),
+        marks={key.removeprefix("git."): value for key, value in git_tags().items()},
+        hashes=hashes_of(results.folder),
+    )
+
+
+def _without_scores(results: Results) -> list[str]:
+    if all(cell.scores for cell in results.cells.values()):
+        return []
+    return [
+        "Scores of single samples are not at hand (`dvc pull` brings them): intervals are over seeds alone, and take "
+        "the test samples as given."
+    ]
+
+
+def _show(analysis: Analysis, study: Study | None) -> None:
+    console = Console(width=110, highlight=False)
+    if analysis.verdict is not None:
+        console.print(f"Claim: {analysis.verdict.claim.text}")
+        console.print(analysis.verdict.sentence, style="bold")
+    for line in (
+        sentences.central(study) if study else ["All arms have the same mix: nothing to say of mixes."]
+    ):
+        console.print(f"- {line}")
