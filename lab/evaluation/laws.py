@@ -2,10 +2,11 @@
 
     error = floor + (start - floor) / (1 + (N / half)^power),  N = own + exchange * other
 
-`start` is the error without samples, `half` the samples after which half of what can be gained is gained, and
-`power` the slope of the power law that the error follows from there on. N counts the *other* task's samples as
-`exchange` of one's own each: what one sample of theirs is worth, negative where they hurt. Without the last term
-the law says that the other task does nothing. docs/comparison.md says how a law is chosen and when none is given.
+`start` is the error without samples, `half` the samples after which half of what can be gained is gained,
+and `power` the slope of the power law that the error follows from there on. N counts the *other* task's
+samples as `exchange` of one's own each: what one sample of theirs is worth, negative where they hurt. Without
+the last term the law says that the other task does nothing. docs/comparison.md says how a law is chosen and
+when none is given.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def fit_law(seen: Observations, seed: int = 0, resamples: int = RESAMPLES) -> La
     if amounts < LEAST_AMOUNTS or seen.cells < LEAST_CELLS:
         return _refused(
             seen,
-            f"a law needs at least {LEAST_AMOUNTS} amounts of the task's own samples and {LEAST_CELLS} pairs of "
+            f"a law needs at least {LEAST_AMOUNTS} amounts of the task's own samples and {LEAST_CELLS} pairs "
+            "of "
             f"amounts; there are {amounts} and {seen.cells}",
         )
     if seen.total <= 1e-12 * max(1.0, float((seen.error**2).sum())):
@@ -282,7 +284,7 @@ def _starts(seen: Observations, form: str) -> Array:
 
 
 def _bootstrap(seen: Observations, fitted: Candidate, seed: int, resamples: int) -> Array:
-    """Refits to resampled residuals, (R,5): of seeds, of cells, and of what is left, each drawn on its own."""
+    """Refits to resampled residuals, (R,5): those of seeds, of cells, and the rest, each drawn on its own."""
     generator = np.random.default_rng(seed)
     predicted = evaluate(fitted.values[None], seen.own, seen.other)[0]
     residual = seen.error - predicted

@@ -1,4 +1,4 @@
-"""The report on data mixes: understanding against generation, from any ablation or sweep that varied the mix."""
+"""The report on data mixes: what samples of understanding and of generation do to each other's metrics."""
 
 from __future__ import annotations
 

@@ -33,6 +33,11 @@ class Fit:
         return self.measure.group
 
     @property
+    def name(self) -> str:
+        """`VQA, linear`."""
+        return named(self.measure, self.setting)
+
+    @property
     def known(self) -> bool:
         return not self.law.refusal
 
@@ -50,12 +55,16 @@ class Fit:
         return low, high
 
     def _sides(self, understanding: Array, generation: Array) -> tuple[Array, Array]:
-        amounts = dict(zip(GROUPS, (understanding, generation), strict=True))
-        own = amounts.pop(self.group)
-        return own, *amounts.values()
+        """Samples of the metric's own task, and of the other."""
+        return (understanding, generation) if self.group == GROUPS[0] else (generation, understanding)
 
     def _metric(self, error: Array) -> Array:
         return 1 - error if self.measure.rate else error
+
+
+def named(measure: Measure, setting: str) -> str:
+    """A metric's label, with the setting where there are several."""
+    return f"{measure.label}, {setting}" if setting else measure.label
 
 
 def fit(trials: Sequence[Trial], measure: Measure, setting: str) -> Fit | None:

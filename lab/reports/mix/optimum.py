@@ -49,7 +49,7 @@ class Measurement:
     Attributes:
         name: The arm.
         value: Its preferred mean.
-        lead: Over the runner-up, over seeds: value and 95% interval; None without a runner-up or with one seed.
+        lead: Over the runner-up: value and 95% interval over seeds; None without one, or with one seed.
         second: The runner-up.
     """
 
@@ -154,9 +154,9 @@ def usual_budget(trials: Sequence[Trial]) -> Budget:
 
 
 def seconds_by_sample(trials: Sequence[Trial]) -> tuple[float, float, float] | None:
-    """Seconds of a training without samples, of one of understanding and of one of generation, by least squares.
+    """Seconds of a training without samples, and of a sample of understanding and of generation.
 
-    None where too few trainings recorded their time, or their mixes do not tell the three apart.
+    By least squares. None where too few trainings recorded their time, or their mixes do not tell the three apart.
     """
     known = [trial for trial in trials if np.isfinite(trial.seconds)]
     rows = np.array([[1.0, trial.amounts.understanding, trial.amounts.generation] for trial in known])
@@ -219,16 +219,16 @@ def best_mix(
     places = np.where(allowed, drawn, -np.inf).argmax(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     alike = SHARES[allowed & (mean >= mean[place] - FLAT)]
-    values = {
-        name: (float(parts[name][place]), *map(float, np.quantile(draws[name][:, place], [0.025, 0.975])))
-        for name in weights
-    }
-    ends = np.quantile(SHARES[places], [0.025, 0.975])
+    values = {}
+    for name in weights:
+        ends = np.quantile(draws[name][:, place], [0.025, 0.975])
+        values[name] = float(parts[name][place]), float(ends[0]), float(ends[1])
+    span = np.quantile(SHARES[places], [0.025, 0.975])
     return Optimum(
         setting,
         path,
         float(SHARES[place]),
-        (float(ends[0]), float(ends[1])),
+        (float(span[0]), float(span[1])),
         (float(alike.min()), float(alike.max())),
         mean,
         low,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from lab.reports.ablation.page import bullets
 from lab.reports.html import answers, document, figure
 from lab.reports.look import Plot
 from lab.reports.mix import sentences
@@ -17,16 +18,23 @@ from lab.reports.mix.tables import LAW_HEADS, SYNERGY_HEADS, law_rows, refusals,
 from lab.reports.samples import Samples
 
 _HOW_LAWS = (
-    "The error of a metric (1 - rate, or the value where less is better) is fitted as floor + (start - floor) / "
-    "(1 + (N / half)^power), where N counts the samples of the metric's own task, and each sample of the other task "
-    "as so many of them as “exchange” says. “half after”: samples after which half of what can be gained is gained. "
-    "“miss”: typical error at mixes that were left out of the fit, beside that of guessing their mean. “AICc”: how much "
-    "the exchange improves the fit; above 0 it earns its place. Intervals are 95%, by a bootstrap over seeds and mixes. "
+    "The error of a metric (1 - rate, or the value where less is better) is fitted as floor + (start - "
+    "floor) / "
+    "(1 + (N / half)^power), where N counts the samples of the metric's own task, and each sample of the "
+    "other task "
+    "as so many of them as “exchange” says. “half after”: samples after which half of what can be gained is "
+    "gained. "
+    "“miss”: typical error at mixes that were left out of the fit, beside that of guessing their mean. "
+    "“AICc”: how much "
+    "the exchange improves the fit; above 0 it earns its place. Intervals are 95%, by a bootstrap over seeds "
+    "and mixes. "
     "† the data do not bound this parameter."
 )
 _HOW_SYNERGY = (
-    "Arms with equal samples of a metric's own task are compared, seed by seed, and averaged over the amounts of it. "
-    "“interaction”: how much the change differs between the most and the fewest samples of its own. More samples of "
+    "Arms with equal samples of a metric's own task are compared, seed by seed, and averaged over the "
+    "amounts of it. "
+    "“interaction”: how much the change differs between the most and the fewest samples of its own. More "
+    "samples of "
     "the other task also mean more training steps: this is what adding data does, not what trading it does."
 )
 
@@ -37,7 +45,8 @@ class Frame:
 
     Attributes:
         lead: What it is, in a line.
-        verdict: A card with the claim; "" without one.
+        verdict: A card with the claim.
+        claim: The claim's picture; "" without one.
         design: What was varied, and what was the same.
         results: Table of arms.
         after: What follows the mixes: effects, costs.
@@ -48,6 +57,7 @@ class Frame:
 
     lead: str
     verdict: str
+    claim: str
     design: str
     results: str
     after: str
@@ -82,6 +92,7 @@ def page(
             f'<p class="lead">{escape(frame.lead)}</p>',
             frame.verdict,
             _statement(study),
+            frame.claim,
             "<h2>Design</h2>",
             frame.design,
             "<h2>Results</h2>",
@@ -103,8 +114,14 @@ def _statement(study: Study | None) -> str:
         ]
     else:
         lines = sentences.central(study)
-    items = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    items = "".join(f"<p>{_spoken(line)}</p>" for line in lines)
     return f'<div class="card verdict"><span>Understanding and generation data</span>{items}</div>'
+
+
+def _spoken(line: str) -> str:
+    """A sentence whose first part, up to the colon, is what it comes to."""
+    head, colon, rest = line.partition(":")
+    return f"<strong>{escape(head)}{colon}</strong>{escape(rest)}" if colon else escape(line)
 
 
 def _mixes(study: Study, drawn: Mapping[str, str]) -> list[str]:
@@ -118,34 +135,33 @@ def _mixes(study: Study, drawn: Mapping[str, str]) -> list[str]:
     parts += [drawn.get("surfaces", ""), drawn.get("laws", "<h2>Laws</h2>")]
     if rows := law_rows(study):
         parts += [f"<p>{escape(_HOW_LAWS)}</p>", _table(LAW_HEADS, rows)]
-        formulas = [
-            f"<dt>{escape(_named(found.measure.label, found.setting))}</dt><dd>{escape(sentences.formula(found))}</dd>"
-            for found in study.fits.values()
-            if found.known
-        ]
-        parts.append(
-            f"<details><summary>The same as formulas</summary><dl>{''.join(formulas)}</dl></details>"
-        )
+        parts.append(f"<details><summary>The same as formulas</summary>{_formulas(study)}</details>")
     if without := refusals(study):
-        items = "".join(f"<li>{escape(line)}</li>" for line in without)
-        parts.append(f"<p>No law is given where the data do not carry one:</p><ul>{items}</ul>")
+        parts.append(f"<p>No law is given where the data do not carry one:</p>{bullets(without)}")
     if study.optima:
         parts.append(drawn.get("best", "<h2>The best mix</h2>"))
         said = [sentences.preference(study)]
         for one in study.optima:
-            said += [sentences.best_sentence(study, one)] + (
-                [sentences.measured_best(one)] if one.known else []
-            )
-        parts.append(f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in said)}</ul>")
+            said.append(sentences.best_sentence(study, one))
+            said += [sentences.measured_best(one)] if one.known else []
+        parts.append(bullets(said))
     return [*parts, drawn.get("fronts", "")]
+
+
+def _formulas(study: Study) -> str:
+    known = [found for found in study.fits.values() if found.known]
+    rows = "".join(
+        f"<dt>{escape(found.name)}</dt><dd>{escape(sentences.formula(found))}</dd>" for found in known
+    )
+    return f"<dl>{rows}</dl>"
 
 
 def _reproduce(frame: Frame) -> str:
     marks = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in frame.marks.items())
-    rows = [[output, value] for output, value in frame.hashes.items()]
     hashes = ""
-    if rows:
-        hashes = f"<details><summary>{len(rows)} outputs by their hash in DVC</summary>{_table(('output', 'hash'), rows)}</details>"
+    if rows := list(frame.hashes.items()):
+        listed = _table(("output", "hash"), rows)
+        hashes = f"<details><summary>{len(rows)} outputs by their hash in DVC</summary>{listed}</details>"
     commands = escape("\n".join(frame.commands))
     return f'<pre>{commands}</pre><div class="wide"><dl>{marks}</dl></div>{hashes}'
 
@@ -168,7 +184,3 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return (
         f'<div class="wide"><table><thead><tr></tr><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
-
-
-def _named(label: str, setting: str) -> str:
-    return f"{label}, {setting}" if setting else label

@@ -16,13 +16,13 @@ from lab.evaluation.statistics import t_interval
 from lab.reports.look import COLOURS, INK, MARKERS, PALE, QUIET, Plot, save, styled
 from lab.reports.measures import Measure
 from lab.reports.mix.fits import Fit
-from lab.reports.mix.optimum import SHARES, Optimum, preferred
+from lab.reports.mix.optimum import SHARES, Optimum, preferred, within
 from lab.reports.mix.study import Study
 from lab.reports.mix.synergy import UNDECIDED
 from lab.reports.mix.trials import GENERATION, UNDERSTANDING, Trial
 
 _COLUMNS = 4  # panels side by side
-_NAMES = {UNDERSTANDING: "understanding", GENERATION: "generation"}
+_LABELLED = 12  # arms of a setting that all get their label
 
 
 def draw(study: Study, folder: Path) -> dict[str, Plot]:
@@ -36,7 +36,8 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
         (
             "surfaces",
             "Each metric over both amounts of data",
-            "Dots are the measured mixes, their colour and number the mean over seeds. Behind them the fitted "
+            "Dots are the measured mixes, their colour and number the mean over seeds. Behind them the "
+            "fitted "
             "law; where there is none, straight lines between dots. Nothing is coloured beyond the measured "
             "range. Axes are stretched at the lower end.",
             surfaces,
@@ -44,28 +45,33 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
         (
             "laws",
             "Laws",
-            "Against the samples of the metric's own task; a colour is an amount of the other task's. Dots are "
-            "means over seeds with 95% intervals (Student's t), lines the law, shades its 95% confidence band.",
+            "Against the samples of the metric's own task; a colour is an amount of the other task's. Dots "
+            "are "
+            "means over seeds with 95% intervals (Student's t), lines the law, shades its 95% confidence "
+            "band.",
             laws,
         ),
         (
             "synergy",
             "Does one task's data help the other?",
-            "Change of each metric from the fewest to the most samples of the other task, with the samples of its "
+            "Change of each metric from the fewest to the most samples of the other task, with the samples "
+            "of its "
             "own task fixed; 95% intervals over seeds. Filled: significant at 5% after Holm's correction.",
             synergy,
         ),
         (
             "best",
             "The best mix",
-            "What the laws predict along all mixes of the budget, with 95% bands; dots are measured mixes of this "
+            "What the laws predict along all mixes of the budget, with 95% bands; dots are measured mixes of "
+            "this "
             "total, seed by seed. The vertical line is the predicted best, the grey span its 95% interval.",
             best,
         ),
         (
             "fronts",
             "Pareto fronts",
-            "A point is an arm, its label the samples of understanding and generation in thousands; crosses are 95% "
+            "A point is an arm, its label the samples of understanding and generation in thousands; crosses "
+            "are 95% "
             "intervals over seeds. Filled: no other arm of the same colour is better in both.",
             fronts,
         ),
@@ -104,7 +110,7 @@ def surfaces(study: Study) -> Figure | None:
             axes = grid[row * lines + number // columns][number % columns]
             axes.set_visible(True)
             _surface(axes, study.of(setting), measure, study.fit(setting, measure.name))
-            axes.set_title(measure.axis + (f", {setting}" if setting else ""))
+            axes.set_title(f"{measure.axis}, {setting}" if setting else measure.axis)
             if number % columns == 0:
                 axes.set_ylabel("samples of generation")
             axes.set_xlabel("samples of understanding")
@@ -132,7 +138,7 @@ def laws(study: Study) -> Figure | None:
         found = study.fit(setting, measure.name)
         assert found is not None
         _law(axes, study.of(setting), found)
-        axes.set_title(measure.axis + (f", {setting}" if setting else ""))
+        axes.set_title(f"{measure.axis}, {setting}" if setting else measure.axis)
     return figure
 
 
@@ -223,6 +229,8 @@ def fronts(study: Study) -> Figure | None:
                 elinewidth=0.8,
                 zorder=3,
             )
+            if name not in kept and len(arms) > _LABELLED:
+                continue
             amounts = next(trial.amounts for trial in study.trials if trial.name == name)
             axes.annotate(
                 f"{_short(amounts.understanding)} / {_short(amounts.generation)}",
@@ -258,7 +266,17 @@ def _surface(axes: Axes, trials: Sequence[Trial], measure: Measure, found: Fit |
     shown = np.where(_inside(places, x, y), shown, np.nan)
     colours = plt.get_cmap("viridis" if measure.rising else "viridis_r")
     axes.contourf(x, y, shown, levels=np.linspace(low, high, 13), cmap=colours, extend="both", alpha=0.75)
-    axes.scatter(*places.T, c=values, cmap=colours, vmin=low, vmax=high, s=70, edgecolors="white", zorder=3)
+    axes.scatter(
+        places[:, 0],
+        places[:, 1],
+        c=values,
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        s=70,
+        edgecolors="white",
+        zorder=3,
+    )
     for (u, g), value in zip(places, values, strict=True):
         text = measure.show(value / measure.factor)
         axes.annotate(
@@ -271,16 +289,12 @@ def _surface(axes: Axes, trials: Sequence[Trial], measure: Measure, found: Fit |
             bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             zorder=4,
         )
-    for scale, amounts, stretch in (
-        (axes.set_xscale, places[:, 0], ends[0]),
-        (axes.set_yscale, places[:, 1], ends[1]),
-    ):
-        scale("function", functions=(_root, np.square))
-        del amounts, stretch
+    axes.set_xscale("function", functions=(_root, _square))
+    axes.set_yscale("function", functions=(_root, _square))
     _amounts(axes.xaxis, places[:, 0])
     _amounts(axes.yaxis, places[:, 1])
-    axes.set_xlim(-0.004 * ends[0], ends[0] * 1.18)
-    axes.set_ylim(-0.004 * ends[1], ends[1] * 1.22)
+    axes.set_xlim(-0.012 * ends[0], ends[0] * 1.2)
+    axes.set_ylim(-0.004 * ends[1], ends[1] * 1.25)
 
 
 def _law(axes: Axes, trials: Sequence[Trial], found: Fit) -> None:
@@ -313,18 +327,18 @@ def _law(axes: Axes, trials: Sequence[Trial], found: Fit) -> None:
                     markersize=5,
                     elinewidth=0.9,
                 )
-    axes.set_xscale("function", functions=(_root, np.square))
+    axes.set_xscale("function", functions=(_root, _square))
     _amounts(axes.xaxis, np.array([trial.amounts.of(group) for trial in trials]))
-    axes.set_xlim(-0.004 * most, most * 1.05)
+    axes.set_xlim(-0.002 * most, most * 1.06)
     shown = np.array([trial.metrics[measure.name] for trial in trials if measure.name in trial.metrics])
     room = 0.25 * (shown.max() - shown.min()) * measure.factor
     axes.set_ylim(
         max(0.0, shown.min() * measure.factor - room),
         min(shown.max() * measure.factor + room, 101 if measure.rate else np.inf),
     )
-    axes.set_xlabel(f"samples of {_NAMES[group]}")
+    axes.set_xlabel(f"samples of {group}")
     rest = GENERATION if group == UNDERSTANDING else UNDERSTANDING
-    axes.legend(title=f"of {_NAMES[rest]}", fontsize=8, title_fontsize=8)
+    axes.legend(title=f"of {rest}", fontsize=8, title_fontsize=8)
     axes.grid(axis="y")
 
 
@@ -342,24 +356,22 @@ def _along(axes: Axes, study: Study, one: Optimum) -> None:
         )
         < 0.02
     ]
-    names = list(study.weights)
-    for number, name in enumerate(names):
+    places = [_share(trial) * 100 for trial in measured]
+    for number, name in enumerate(study.weights):
         found = study.fits[one.setting, name]
         low, high = found.band(one.path.understanding[covered], one.path.generation[covered])
         colour = COLOURS[number % len(COLOURS)]
         axes.fill_between(shares, low * 100, high * 100, color=colour, alpha=0.15, linewidth=0)
         values = found.value(one.path.understanding[covered], one.path.generation[covered]) * 100
         axes.plot(shares, values, color=colour, linewidth=1.4, label=found.measure.label)
-        points = [(_share(trial) * 100, trial.metrics[name] * 100) for trial in measured]
-        if points:
-            axes.scatter(*zip(*points, strict=True), color=colour, s=22, zorder=3)
+        points = [trial.metrics[name] * 100 for trial in measured]
+        axes.scatter(places, points, color=colour, s=22, zorder=3)
     axes.fill_between(
         shares, one.low[covered] * 100, one.high[covered] * 100, color=INK, alpha=0.12, linewidth=0
     )
     axes.plot(shares, one.mean[covered] * 100, color=INK, linewidth=2.2, label="preferred mean")
-    points = [(_share(trial) * 100, preferred(trial, study.weights) * 100) for trial in measured]
-    if points:
-        axes.scatter(*zip(*points, strict=True), color=INK, s=22, zorder=3)
+    points = [preferred(trial, study.weights) * 100 for trial in measured]
+    axes.scatter(places, points, color=INK, s=22, zorder=3)
     axes.set_xlabel("share of understanding in the mix (%)")
     axes.set_xlim(-2, 102)
     axes.grid(axis="y")
@@ -429,15 +441,17 @@ def _between(places: Array, values: Array, x: Array, y: Array) -> Array:
 
 def _inside(places: Array, x: Array, y: Array) -> Array:
     """Whether points lie within the measured range."""
-    from lab.reports.mix.optimum import within
-
     cells = {(float(u), float(g)) for u, g in places}
     flat = [within(cells, float(a), float(b)) for a, b in zip(x.ravel(), y.ravel(), strict=True)]
     return np.array(flat).reshape(x.shape)
 
 
 def _root(values: Array) -> Array:
-    return np.sqrt(np.maximum(values, 0))
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _square(values: Array) -> Array:
+    return np.sign(values) * np.square(values)
 
 
 def _amounts(axis: object, amounts: Array) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lab.evaluation.laws import PARAMETERS
+from lab.evaluation.laws import FORMS, PARAMETERS
 from lab.reports.ablation.estimates import Estimate
 from lab.reports.ablation.verdict import between, unit_of
 from lab.reports.mix.fits import Fit
-from lab.reports.mix.optimum import FLAT, Optimum
+from lab.reports.mix.optimum import FLAT, SHARES, Optimum
 from lab.reports.mix.study import Study
 from lab.reports.mix.synergy import HELPS, HURTS, Synergy
 from lab.reports.mix.trials import GENERATION, UNDERSTANDING, Amounts
@@ -15,21 +15,16 @@ _OTHER = {UNDERSTANDING: GENERATION, GENERATION: UNDERSTANDING}
 
 
 def central(study: Study) -> list[str]:
-    """The page's statement: what each task's data does to the other, and the best mix; a sentence or two each."""
-    lines = [line for group in study.leading if (line := _effect(study, group))]
+    """The page's statement: what each task's data does to the other, and the best mix."""
+    leading = [measure.name for measure in study.leading.values()]
+    lines = [synergy_sentence(one) for one in study.synergies if one.measure.name in leading]
     if not study.synergies:
         lines.append(
-            "Whether one task's data helps the other cannot be told here: no two arms agree in the samples of one "
+            "Whether one task's data helps the other cannot be told here: no two arms agree in the samples "
+            "of one "
             "task and differ in those of the other."
         )
     return [*lines, *(best_sentence(study, one) for one in study.optima)]
-
-
-def _effect(study: Study, group: str) -> str:
-    """What the other task's data does to the metric that stands for a group, in every setting."""
-    metric = study.leading[group].name
-    found = [one for one in study.synergies if one.measure.name == metric]
-    return " ".join(synergy_sentence(one) for one in found)
 
 
 def synergy_sentence(one: Synergy) -> str:
@@ -60,12 +55,14 @@ def best_sentence(study: Study, one: Optimum) -> str:
     where = f" ({one.setting})" if one.setting else ""
     budget = _budget(study)
     if not one.known:
-        return f"Best mix{where}: no prediction, for want of a law for {_list(one.missing)}. {measured_best(one)}".strip()
+        lacking = f"no prediction, for want of a law for {_list(one.missing)}"
+        return f"Best mix{where}: {lacking}. {measured_best(one)}"
     place = one.place
     amounts = f"{one.path.understanding[place]:,.0f} samples of understanding and {one.path.generation[place]:,.0f} of generation"
     values = _list(
         [
-            f"{study.fits[one.setting, name].measure.label} {value * 100:.0f}% ({low * 100:.0f} to {high * 100:.0f})"
+            f"{study.fits[one.setting, name].measure.label} {value * 100:.0f}% ({low * 100:.0f} to "
+            f"{high * 100:.0f})"
             for name, (value, low, high) in one.values.items()
         ]
     )
@@ -77,8 +74,8 @@ def best_sentence(study: Study, one: Optimum) -> str:
     if one.path.extrapolated:
         said += " This is extrapolated: no mix of this size lies within what was measured."
     elif not one.path.covered.all():
-        covered = [share for share, inside in zip(_SHARES, one.path.covered, strict=True) if inside]
-        said += f" Only shares from {min(covered):.0%} to {max(covered):.0%} lie within what was measured."
+        covered = SHARES[one.path.covered]
+        said += f" Only shares from {covered.min():.0%} to {covered.max():.0%} lie within what was measured."
     return said
 
 
@@ -126,8 +123,6 @@ def formula(found: Fit) -> str:
 
 def parameter(found: Fit, name: str) -> str:
     """A parameter with its interval, `-` where the law has none."""
-    from lab.evaluation.laws import FORMS
-
     if name == "exchange":
         if found.law.exchange is None:
             return "-"
@@ -149,8 +144,10 @@ def earlier(amounts: Amounts | None) -> str:
     if amounts is None:
         return ""
     return (
-        f"Before its own mix every arm has seen about {amounts.understanding:,.0f} samples of understanding and "
-        f"{amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond these."
+        f"Before its own mix every arm has seen about {amounts.understanding:,.0f} samples of understanding "
+        "and "
+        f"{amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond "
+        "these."
     )
 
 
@@ -161,6 +158,3 @@ def _budget(study: Study) -> str:
 
 def _list(words: list[str] | tuple[str, ...]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-_SHARES = [number / 100 for number in range(101)]

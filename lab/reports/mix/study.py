@@ -88,7 +88,7 @@ def study_mixes(
         name: Of the ablation or sweep.
         trials: That vary the mix.
         measures: To look at; those of understanding and generation count.
-        measured: The same metrics arm by arm, for differences over seeds; empty of a sweep, whose trials have none.
+        measured: The same metrics arm by arm, for differences over seeds; a sweep has none.
         wish: Preference and budget.
 
     Raises:
@@ -118,8 +118,8 @@ def study_mixes(
         if weights
     ]
     compared = [one for one in measured if one.measure.group in GROUPS]
-    found = synergies(compared, trials, settings)
-    return Study(name, tuple(trials), shown, fits, tuple(found), weights, budget, tuple(optima))
+    effects = tuple(synergies(compared, trials, settings))
+    return Study(name, tuple(trials), shown, fits, effects, weights, budget, tuple(optima))
 
 
 def leading_of(measures: Sequence[Measure]) -> dict[str, Measure]:

@@ -96,7 +96,7 @@ def _synergy(measured: Measured, arms: Mapping[str, Amounts], setting: str) -> S
 
 
 def _compared(cells: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Amounts of the other task to compare: those that most amounts of the own share, then the widest apart."""
+    """Amounts of the other task to compare: those that most amounts of the own share, the widest apart."""
     own = {amount for amount, _ in cells if amount > 0}
     others = sorted({other for _, other in cells})
     best: tuple[tuple[int, float], tuple[float, float] | None] = ((0, 0.0), None)

@@ -9,7 +9,7 @@ from typing import Any
 from lab.evaluation.laws import PARAMETERS
 from lab.reports.ablation.tables import tex
 from lab.reports.ablation.verdict import between
-from lab.reports.mix.fits import Fit
+from lab.reports.mix.fits import Fit, named
 from lab.reports.mix.sentences import parameter
 from lab.reports.mix.study import Study
 
@@ -40,7 +40,7 @@ def law_rows(study: Study) -> list[list[str]]:
     """A row a law."""
     return [
         [
-            _named(found.measure.label, found.setting),
+            found.name,
             *(parameter(found, name) for name in PARAMETERS),
             f"{found.law.r_squared:.3f}",
             _error(found, found.law.best.left_out),
@@ -57,7 +57,7 @@ def refusals(study: Study) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for found in study.fits.values():
         if not found.known:
-            reasons.setdefault(found.law.refusal, []).append(_named(found.measure.label, found.setting))
+            reasons.setdefault(found.law.refusal, []).append(found.name)
     return [f"{', '.join(names)}: {why}." for why, names in reasons.items()]
 
 
@@ -73,7 +73,7 @@ def synergy_rows(study: Study) -> list[list[str]]:
         p = "-" if one.p != one.p else f"{one.p:.3f}" if one.p >= 0.001 else "<0.001"
         rows.append(
             [
-                _named(measure.label + ("" if measure.rising else " ↓"), one.setting),
+                named(measure, one.setting) + ("" if measure.rising else " ↓"),
                 f"{one.few:,.0f} to {one.many:,.0f}",
                 measure.change(one.overall.value),
                 interval,
@@ -91,14 +91,17 @@ def latex(study: Study) -> str:
     parts = ["% needs \\usepackage{booktabs}"]
     if rows := synergy_rows(study):
         caption = (
-            "Change of each metric by the other task's samples, at fixed samples of its own; 95\\% intervals by "
+            "Change of each metric by the other task's samples, at fixed samples of its own; 95\\% intervals "
+            "by "
             "Student's $t$ over seeds, $p$ after Holm's correction."
         )
         parts += _latex(f"tab:{label}-synergy", caption, SYNERGY_HEADS, rows, "llrrrrl")
     if rows := law_rows(study):
         caption = (
-            "Fitted laws, error $= c + (a - c) / (1 + (N/h)^k)$ with $N$ the own samples plus the exchange times the "
-            "other's: start $a$, half after $h$, power $k$, floor $c$. 95\\% intervals by bootstrap over seeds and "
+            "Fitted laws, error $= c + (a - c) / (1 + (N/h)^k)$ with $N$ the own samples plus the exchange "
+            "times the "
+            "other's: start $a$, half after $h$, power $k$, floor $c$. 95\\% intervals by bootstrap over "
+            "seeds and "
             "cells. The miss is the error at mixes that were left out."
         )
         parts += _latex(f"tab:{label}-laws", caption, LAW_HEADS, rows, "lrrrrrrrrl")
@@ -179,10 +182,6 @@ def _advantage(found: Fit) -> str:
         if f"transfer{floor}" in known
     ]
     return "-" if not pairs else f"{max(pairs):+.1f}"
-
-
-def _named(label: str, setting: str) -> str:
-    return f"{label}, {setting}" if setting else label
 
 
 def _latex(

@@ -1,8 +1,8 @@
 """What was trained on how many samples of understanding and of generation, and what came of it.
 
-A sample counts for understanding if the model reads images and writes words (captions, inventories, questions,
-boxes), for generation if it draws (text-to-image, edits), half for each if it does both (interleaved documents), and
-for neither if it is plain text.
+A sample counts for understanding if the model reads images and writes words (captions, inventories,
+questions, boxes), for generation if it draws (text-to-image, edits), half for each if it does both
+(interleaved documents), and for neither if it is plain text.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def settings_of(trials: Sequence[Trial]) -> list[str]:
 
 
 def earlier_mix(results: Results) -> Amounts | None:
-    """What all arms have learned from before their own mix, on average over arms and seeds; None if nothing."""
+    """What an arm has learned from before its own mix, on average; None if nothing."""
     found = []
     for arm in results.arms:
         for seed, nodes in arm.cost.items():

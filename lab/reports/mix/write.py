@@ -37,7 +37,7 @@ from lab.tracking.source import git_tags
 
 
 def report_ablation(folder: Path, wish: Wish) -> Path:
-    """Reports on an ablation as far as it is evaluated: prints the central statement, writes `output/report/`.
+    """Reports on an ablation as far as it is evaluated: prints its statement, writes `output/report/`.
 
     Args:
         folder: Of the ablation; it holds `compare.yaml`.
@@ -92,7 +92,8 @@ def _frame(analysis: Analysis, compared: Sequence[Plot]) -> Frame:
     shown = [*notes(analysis), *_without_scores(results)]
     return Frame(
         lead=f"{arms.title(analysis).partition(': ')[2]}.",
-        verdict=verdict_card(analysis) + drawn.get("claim", ""),
+        verdict=verdict_card(analysis),
+        claim=drawn.get("claim", ""),
         design=design_list(analysis) + (f"<p>{escape(before)}</p>" if before else ""),
         results=results_table(analysis) + bullets(shown) + meanings(analysis),
         after="<details><summary>Effects of the factors, as `lab compare` tells them</summary>"
@@ -113,7 +114,8 @@ def _without_scores(results: Results) -> list[str]:
     if all(cell.scores for cell in results.cells.values()):
         return []
     return [
-        "Scores of single samples are not at hand (`dvc pull` brings them): intervals are over seeds alone, and take "
+        "Scores of single samples are not at hand (`dvc pull` brings them): intervals are over seeds alone, "
+        "and take "
         "the test samples as given."
     ]
 
