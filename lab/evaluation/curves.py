@@ -17,7 +17,8 @@ Model = Callable[[Array], Array]  # (B,P) parameters -> (B,N) values
 
 _EDGE = 12.0  # of a free variable: within 1e-5 of a bound's span
 _STEPS = 200
-_SLACK = 1e-12  # relative: a sum of squares that falls by less has arrived
+_SLACK = 1e-8  # relative: a step by which a sum of squares falls less gains nothing
+_PATIENCE = 5  # steps without gain after which a row has arrived
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,36 @@ def fit_curves(model: Model, observed: Array, weights: Array, starts: Array, box
         (B,P) parameters, (B,) weighted sums of squares.
     """
     free = box.free(starts)
+    squares = (weights * (observed - model(box.inside(free))) ** 2).sum(axis=1)
     damping = np.full(len(free), 1e-2)
-    residual = observed - model(box.inside(free))
-    squares = (weights * residual**2).sum(axis=1)
-    waiting = np.zeros(len(free), dtype=int)  # steps in a row that gained nothing
-    identity = np.eye(free.shape[1])
+    idle = np.zeros(len(free), dtype=int)  # steps in a row that gained nothing
     for _ in range(_STEPS):
-        slopes = _slopes(model, free, box)  # (B,N,P)
-        normal = np.einsum("bnp,bn,bnq->bpq", slopes, weights, slopes)
-        towards = np.einsum("bnp,bn,bn->bp", slopes, weights, residual)
-        scale = np.einsum("bpp->bp", normal) + 1e-9 * np.trace(normal, axis1=1, axis2=2)[:, None] + 1e-15
-        damped = normal + identity * (damping[:, None] * scale)[:, None, :] + 1e-15 * identity
-        step = np.linalg.solve(damped, towards[:, :, None])[:, :, 0]
-        tried = np.clip(free + np.clip(step, -2, 2), -_EDGE, _EDGE)
-        left = observed - model(box.inside(tried))
-        found = (weights * left**2).sum(axis=1)
-        better = found < squares
-        waiting = np.where(found < squares * (1 - _SLACK), 0, waiting + 1)
-        free = np.where(better[:, None], tried, free)
-        residual = np.where(better[:, None], left, residual)
-        squares = np.where(better, found, squares)
-        damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
-        if (waiting > 12).all():
+        moving = np.flatnonzero(idle <= _PATIENCE)
+        if not moving.size:
             break
+        here, seen, weight = free[moving], observed[moving], weights[moving]
+        step = _step(model, here, seen, weight, damping[moving], box)
+        tried = np.clip(here + np.clip(step, -2, 2), -_EDGE, _EDGE)
+        found = (weight * (seen - model(box.inside(tried))) ** 2).sum(axis=1)
+        before = squares[moving]
+        better = found < before
+        idle[moving] = np.where(found < before * (1 - _SLACK), 0, idle[moving] + 1)
+        free[moving] = np.where(better[:, None], tried, here)
+        squares[moving] = np.where(better, found, before)
+        damping[moving] = np.clip(damping[moving] * np.where(better, 1 / 4, 4), 1e-9, 1e9)
     return box.inside(free), squares
+
+
+def _step(model: Model, free: Array, observed: Array, weights: Array, damping: Array, box: Box) -> Array:
+    """The damped step of every row, (B,P)."""
+    slopes = _slopes(model, free, box)  # (B,N,P)
+    weighted = slopes * weights[:, :, None]
+    normal = slopes.transpose(0, 2, 1) @ weighted  # (B,P,P)
+    towards = (weighted * (observed - model(box.inside(free)))[:, :, None]).sum(axis=1)
+    size = np.einsum("bpp->bp", normal)
+    scale = size + 1e-9 * size.sum(axis=1, keepdims=True) + 1e-15
+    damped = normal + np.eye(free.shape[1]) * (damping[:, None] * scale + 1e-15)[:, None, :]
+    return np.asarray(np.linalg.solve(damped, towards[:, :, None])[:, :, 0])
 
 
 def _slopes(model: Model, free: Array, box: Box) -> Array:

@@ -156,7 +156,7 @@ def usual_budget(trials: Sequence[Trial]) -> Budget:
 def seconds_by_sample(trials: Sequence[Trial]) -> tuple[float, float, float] | None:
     """Seconds of a training without samples, and of a sample of understanding and of generation.
 
-    By least squares. None where too few trainings recorded their time, or their mixes do not tell the three apart.
+    By least squares. None where too few trainings recorded their time, or mixes do not tell the three apart.
     """
     known = [trial for trial in trials if np.isfinite(trial.seconds)]
     rows = np.array([[1.0, trial.amounts.understanding, trial.amounts.generation] for trial in known])

@@ -58,7 +58,8 @@ def best_sentence(study: Study, one: Optimum) -> str:
         lacking = f"no prediction, for want of a law for {_list(one.missing)}"
         return f"Best mix{where}: {lacking}. {measured_best(one)}"
     place = one.place
-    amounts = f"{one.path.understanding[place]:,.0f} samples of understanding and {one.path.generation[place]:,.0f} of generation"
+    read, drawn = one.path.understanding[place], one.path.generation[place]
+    amounts = f"{read:,.0f} samples of understanding and {drawn:,.0f} of generation"
     values = _list(
         [
             f"{study.fits[one.setting, name].measure.label} {value * 100:.0f}% ({low * 100:.0f} to "
@@ -115,7 +116,7 @@ def formula(found: Fit) -> str:
     own, other = found.group, _OTHER[found.group]
     amount = f"{own} samples"
     if found.law.chosen.startswith("transfer"):
-        amount = f"{own} samples {'+' if exchange >= 0 else '−'} {abs(exchange):.2g} x {other} samples"
+        amount = f"{own} samples {'+' if exchange >= 0 else '-'} {abs(exchange):.2g} x {other} samples"
     fraction = f"/ (1 + (N / {half:,.0f})^{power:.2g})"
     falls = f"{start:.2g} {fraction}" if floor < 1e-6 else f"{floor:.2g} + {start - floor:.2g} {fraction}"
     return f"{'1 - rate' if found.measure.rate else 'value'} = {falls}, N = {amount}"
