@@ -90,7 +90,7 @@ def read_factors(
         if not re.fullmatch(r"[A-Za-z][\w.]*", name, re.ASCII) or name == "name":
             mistakes.append(f"{where}: a factor's name is of letters, digits, '_' and '.', and not 'name'")
         spread: Mapping[Any, Any] = {"levels": declared}
-        counted = isinstance(declared, Mapping) and {"samples", "tasks"} <= declared.keys()
+        counted = isinstance(declared, Mapping) and isinstance(declared.get("samples"), list)
         if isinstance(declared, Mapping) and (counted or {"key", "levels", "when"} & declared.keys()):
             spread = declared
             known = ("samples", "tasks", "when") if counted else ("key", "levels", "when")
