@@ -53,7 +53,9 @@ class Connector(Protocol):
     One that reads the question too has `reads_text = True`, and is called with embeddings of text (B, L, D)
     and their mask (B, L) as well. One that maps every token by itself has `per_token = True`, and takes the
     number of the first token as a second argument, so that tokens may come one after the other. One with
-    discrete codes has `codebook` and `autoencode`, as an encoder.
+    discrete codes has `codebook` and `autoencode`, as an encoder. One that begins with averaging over tokens
+    that has no parameters has `pooled`: tokens (B, N, D_v) to fewer (B, n, D_v), which it takes as well as
+    the tokens themselves and makes the same of, so that features may be pooled before they are stored.
     """
 
     num_tokens: int  # M

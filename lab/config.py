@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from lab.errors import LabError, nearest
+from lab.models.caching import FEATURES, mistakes_of_caches
 from lab.models.compatibility import mistakes_of
 from lab.registry import check, describe, words
 from lab.samples.mix import MixTree, parse, stated
@@ -34,7 +35,7 @@ DRAWING = ("text_to_image", "edit", "interleaved", "draw")  # tasks that need a 
 ROLES = ("encoder", "connector", "text_decoder", "fusion", "visual_head")  # of the unified model
 WORDS = (*ROLES, "image_decoder")
 RECIPE = ("data", "judge", "encoder", "text_decoder", "image_decoder", "align", "instruct", "evaluate")
-OPTIONAL = ("represent", "pretrain")  # stages that the default recipe does without
+OPTIONAL = ("represent", "pretrain", *FEATURES)  # stages that the default recipe does without
 BUDGETS = ("tokens", "flops", "seconds")  # units at which the trainer stops, beside steps
 STRATEGIES = ("auto", "ddp", "fsdp")
 POLICIES = ("error", "skip", "quarantine")
@@ -183,8 +184,19 @@ class EvaluateParams:
 
 
 @dataclass(frozen=True)
+class FeaturesParams:
+    """What a frozen encoder makes of images, kept for the stages that read it (see docs/features.md).
+
+    `dtype`: fp32, bf16 or fp16. `cache`: on, off, or auto, which measures whether it pays.
+    """
+
+    dtype: str = "fp32"
+    cache: str = "auto"
+
+
+@dataclass(frozen=True)
 class StagesParams:
-    """One section a stage; stages that the recipe leaves out need none."""
+    """One section a stage, one for all that cache features; stages that the recipe leaves out need none."""
 
     evaluate: EvaluateParams
     encoder: EncoderParams | None = None
@@ -194,6 +206,7 @@ class StagesParams:
     align: AlignParams | None = None
     pretrain: AlignParams | None = None
     instruct: InstructParams | None = None
+    features: FeaturesParams | None = None
 
 
 @dataclass(frozen=True)
@@ -263,14 +276,15 @@ class Params:
         return {role: word for role in roles if (word := getattr(self, role)) is not None}
 
     def fitted(self, stage: str) -> Any:
-        """The section of a stage that trains.
+        """The section of a stage that trains or caches features.
 
         Raises:
             LabError: the recipe has the stage, but `stages` has no section for it.
         """
-        section = getattr(self.stages, stage)
+        name = "features" if stage in FEATURES else stage
+        section = getattr(self.stages, name)
         if section is None:
-            raise LabError(f"stages.{stage}: missing, though the recipe has this stage")
+            raise LabError(f"stages.{name}: missing, though the recipe has this stage")
         return section
 
     def setting(self, role: str, word: str, name: str) -> Any:
@@ -346,6 +360,7 @@ def examine(tree: Mapping[str, Any]) -> tuple[Params | None, list[str]]:
     params: Params = _structure(Params, tree, "", mistakes)
     if not mistakes:
         unknown, mistakes = _words(params), _recipes(params)
+        mistakes += [] if unknown or mistakes else mistakes_of_caches(params)
         apart = [] if unknown else mistakes_of(params, recipe=not mistakes)
         mistakes = unknown + mistakes + apart
     return None if mistakes else params, mistakes
@@ -456,7 +471,8 @@ def _recipes(params: Params) -> list[str]:
         ]
         if len(budget) > 1:
             mistakes.append(f"stages.{name}.budget: one unit, not {' and '.join(budget)}")
-        if name in params.recipe and stage is None:
+        caches = name == "features" and not FEATURES.keys().isdisjoint(params.recipe)
+        if stage is None and (caches or name in params.recipe):
             mistakes.append(f"missing key 'stages.{name}'")
     return mistakes
 

@@ -60,7 +60,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Component:
-    """One row of the catalogue. `fault` says why the file cannot be used, and is empty when it can."""
+    """One row of the catalogue. `fault` says why the file cannot be used, and is empty when it can.
+
+    `methods` are those of its class.
+    """
 
     role: str
     word: str
@@ -68,6 +71,7 @@ class Component:
     paper: str
     parameters: tuple[Parameter, ...]
     fault: str = ""
+    methods: frozenset[str] = frozenset()
 
 
 _seen: ContextVar[dict[tuple[str, ...], Any] | None] = ContextVar("_seen", default=None)
@@ -247,16 +251,12 @@ def _read(role: str, word: str) -> tuple[Component, str]:
         raise LabError(f"{where}: its docstring has no line 'Paper: <title>, arXiv:<id>' or 'Paper: none'")
     name = _public_class(tree, where)
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    init = [
-        node
-        for cls in classes
-        for node in cls.body
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    ]
-    if not init:
+    methods = {node.name: node for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef)}
+    if "__init__" not in methods:
         raise LabError(f"{where}: class {name} with its own __init__ is missing")
-    parameters = tuple(_parameters(init[0].args, where))
-    return Component(role, word, lines[0].strip(), papers[0], parameters), name
+    parameters = tuple(_parameters(methods["__init__"].args, where))
+    row = Component(role, word, lines[0].strip(), papers[0], parameters, methods=frozenset(methods))
+    return row, name
 
 
 def _public_class(tree: ast.Module, where: str) -> str:

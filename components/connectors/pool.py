@@ -64,9 +64,15 @@ class Pool(nn.Module):
         """Map tokens (B, N, D_v) to (B, M, D)."""
         return self.layers(self._fewer(self.norm(tokens)))
 
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Average tokens (B, N, D_v) to (B, M, D_v), unless they are normalised before, or joined."""
+        first = self.mode == "average" and isinstance(self.norm, nn.Identity)
+        return self._fewer(tokens) if first else tokens
+
     def _fewer(self, tokens: Tensor) -> Tensor:
         if self.mode == "average":
-            image = tokens.transpose(1, 2).unflatten(2, (self.side, self.side))  # (B, D_v, side, side)
+            side = side_of(tokens.shape[1])  # of what was pooled before, `grid`
+            image = tokens.transpose(1, 2).unflatten(2, (side, side))  # (B, D_v, side, side)
             return functional.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)  # (B, M, D_v)
         if self.mode == "concat":
             return space_to_depth(tokens, self.side // self.grid)  # (B, M, N / M * D_v)

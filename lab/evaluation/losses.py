@@ -10,6 +10,17 @@ from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
 from lab.samples.mixture import Mixture, Source
 
+_SAMPLES = 256
+
+
+def held_out(sources: Mapping[str, Source], mix: Mapping[str, float], seed: int) -> Mixture | None:
+    """The samples that losses are measured on; None where the mix names no source that has any.
+
+    Args: as of `validation_losses`.
+    """
+    known = {name: share for name, share in mix.items() if name in sources}
+    return Mixture(sources, known, _SAMPLES, seed + 1) if any(known.values()) else None
+
 
 @torch.no_grad()
 def validation_losses(
@@ -18,7 +29,6 @@ def validation_losses(
     collate: Collate,
     mix: Mapping[str, float],
     seed: int,
-    batches: int = 4,
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Mean text and image loss of every task of the mix on held-out samples.
@@ -29,19 +39,19 @@ def validation_losses(
         collate: with right padding.
         mix: source -> weight.
         seed: of the samples drawn.
-        batches, batch_size: how many samples.
+        batch_size: samples at once.
 
     Returns:
         `validation/loss` (text plus image), `validation/loss_<task>` and `validation/loss_<task>_image`.
         Nothing where the mix names no source.
     """
-    if not any(mix.values()):
+    samples = held_out(sources, mix, seed)
+    if samples is None:
         return {}
-    held_out = Mixture(sources, mix, batches * batch_size, seed + 1)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    for index in range(batches):
-        batch = collate([held_out[index * batch_size + offset] for offset in range(batch_size)])
+    for first in range(0, len(samples), batch_size):
+        batch = collate([samples[first + offset] for offset in range(batch_size)])
         losses = model(batch.to(next(model.parameters()).device))
         for name, total, count in (
             ("", losses.text_sum, losses.text_count),

@@ -70,7 +70,7 @@ _KEYS = (
     "metrics",
     "resources",
 )
-_TRAINED = tuple(one.name for one in fields(StagesParams) if one.name != "evaluate")
+_TRAINED = tuple(one.name for one in fields(StagesParams) if one.name not in ("evaluate", "features"))
 _GROUPS = ("understanding", "generation", "reconstruction")  # of metrics that an evaluation gives
 
 
@@ -548,7 +548,11 @@ def _content(params: Params) -> str:
     content = {
         "parts": {role: params.spec(role, word) for role, word in parts.items()},
         "mix": list(tree["mixes"].values()),
-        "stages": {name: section for name, section in tree["stages"].items() if name in params.recipe},
+        "stages": {
+            name: section
+            for name, section in tree["stages"].items()
+            if name in params.recipe or name == "features"
+        },
         **{key: tree[key] for key in ("world", "data", "judge", "targets", "recipe")},
     }
     return json.dumps(content, sort_keys=True)

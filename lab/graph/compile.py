@@ -28,6 +28,7 @@ from lab.graph.ablation import Ablation, Arm
 from lab.graph.node import REPOSITORY
 from lab.graph.stages import UNIFIED, Stage, code_of, identified_by, stages_of
 from lab.graph.task import Task
+from lab.models.caching import FEATURES
 
 _HEAD = "# Compiled from ablation.yaml by `lab graph compile`; change that, not this.\n"
 _UNTRAINED = ("data", "judge", "evaluate")  # stages whose cost is no part of an arm's
@@ -196,7 +197,8 @@ def _chain(
     all_reads: Mapping[str, Mapping[str, Any]],
 ) -> list[_Draft]:
     recipe = arm.params.recipe
-    replicated = recipe[recipe.index(replicate_from) :]
+    replicated = set(recipe[recipe.index(replicate_from) :])
+    replicated |= {name for name, reader in FEATURES.items() if name in recipe and reader in replicated}
     last_joint = max((recipe.index(stage) for stage in recipe if stage in UNIFIED), default=len(recipe))
     chain: dict[str, _Draft] = {}
     touched: dict[str, set[str]] = {}  # stage -> factors that it, or what it needs, depends on

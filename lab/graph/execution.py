@@ -38,10 +38,14 @@ from lab.graph.stages import (
     parameters_of,
     stages_of,
 )
+from lab.models.caching import FEATURES
 
 if TYPE_CHECKING:
+    from lab.models.arm import Arm
     from lab.samples.datasets import DataSet
-    from lab.samples.mixture import Source
+    from lab.samples.features import Features
+    from lab.samples.mixture import Mixture, Source
+    from lab.samples.segments import Sample
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.tasks import SceneTasks
     from lab.scenes.world import Split, World
@@ -128,6 +132,20 @@ class Context:
 
         more = sorted({word for data in self.opened.values() for word in data.words()})
         return Tokenizer.of_words(Language(self.world).vocabulary(), more)
+
+    def mixture(self, stage: str, size: Callable[[Sample], int] | None = None) -> Mixture:
+        """The samples that a stage of the unified model trains on, this one or the one it caches features for.
+
+        Args:
+            stage: which.
+            size: tokens of a sample, for a mix that counts them.
+        """
+        from lab.samples.mixture import Mixture
+
+        params, settings = self.params, self.params.fitted(stage)
+        mix = params.mixes[self.mix] if stage == "instruct" else settings.mix
+        length = settings.steps * settings.batch_size
+        return Mixture(self.sources("train"), mix, length, params.seed, size)
 
     def image_decoder(self) -> Any:
         """The image decoder that an earlier stage trained, None where this stage needs none."""
@@ -628,40 +646,40 @@ def _decoder_width(params: Params, trained: Mapping[str, Path]) -> int:
 
 def _unified(context: Context) -> dict[str, Any]:
     """Alignment, pretraining or instruction tuning, whichever the stage is."""
-    import numpy as np
     import torch
 
+    from lab.graph.features.stage import features_of
     from lab.models.arm import load_arm, new_arm
+    from lab.samples.batch import images_of
 
     params, trained = context.params, context.parts
     train = context.tasks("train")
     decoder = context.image_decoder()
+    features = features_of(context)
     if any(stage in context.inputs for stage in UNIFIED):
-        arm = load_arm(trained["encoder"].parent, decoder)
+        arm = load_arm(trained["encoder"].parent, decoder, features)
     else:
-        arm = new_arm(params, context.connector, trained, context.new_tokenizer(), decoder)
+        arm = new_arm(params, context.connector, trained, context.new_tokenizer(), decoder, features)
         head = arm.model.visual_head
         if head is not None:
             with torch.no_grad():  # what the tokens look like that the visual head is to produce
-                rows = np.arange(min(1000, len(train)))
                 arm.model.eval()
-                tokens = arm.model.image_tokens(torch.from_numpy(train.split.pixels(rows)))
+                tokens = arm.model.image_tokens(images_of(train.first_pictures(), features))
                 source = arm.model.encoder if params.targets == "encoder" else arm.model.connector
                 try:
                     head.prepare(tokens, getattr(source, "codebook", None))
                 except ValueError as error:
                     raise LabError(f"visual_head {params.visual_head}: {error}") from error
-    settings = params.fitted(context.stage)
-    mix = params.mixes[context.mix] if context.stage == "instruct" else settings.mix
-    return _train_arm(context, arm, settings, mix)
+    if f"{context.stage}_features" in context.inputs:
+        torch.manual_seed(params.seed)  # whether or not an encoder was built, which draws random numbers
+    return _train_arm(context, arm, features)
 
 
-def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, Any]) -> dict[str, Any]:
+def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[str, Any]:
     from lab.evaluation.losses import validation_losses
-    from lab.samples.mixture import Mixture
     from lab.training.modules import UnifiedTraining
 
-    sources = context.sources("train")
+    sources, settings = context.sources("train"), context.params.fitted(context.stage)
     module = UnifiedTraining(
         arm.model,
         settings.trainable,
@@ -672,16 +690,15 @@ def _train_arm(context: Context, arm: Any, settings: Any, mix: Mapping[str, Any]
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
     )
-    collate = arm.collate(tuple(sources))
-    length = settings.steps * settings.batch_size
-    dataset = Mixture(sources, mix, length, context.params.seed, collate.length)
+    collate = arm.collate(tuple(sources), features=features)
+    dataset = context.mixture(context.stage, collate.length)
     costs = context.fit(module, dataset, collate, settings)
     arm.model.eval()
     arm.save(context.out)
     shares = dataset.shares()
-    held_out = context.sources("validation")
-    known = {name: share for name, share in shares.items() if name in held_out}
-    losses = validation_losses(arm.model, held_out, collate, known, context.params.seed)
+    losses = validation_losses(
+        arm.model, context.sources("validation"), collate, shares, context.params.seed
+    )
     consumed = {f"mix/{task}": share for task, share in shares.items()}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     counted = {name: number for data in context.opened.values() for name, number in data.metrics().items()}
@@ -745,6 +762,12 @@ def _compare(context: Context) -> dict[str, Any]:
     return write_comparison(context.folder, context.out, context.tracked)
 
 
+def _features(context: Context) -> dict[str, Any]:
+    from lab.graph.features.stage import cache_features
+
+    return cache_features(context)
+
+
 WORK: dict[str, Callable[[Context], dict[str, Any]]] = {
     "data": _data,
     "judge": _judge,
@@ -752,6 +775,7 @@ WORK: dict[str, Callable[[Context], dict[str, Any]]] = {
     "text_decoder": _text_decoder,
     "image_decoder": _image_decoder,
     "represent": _represent,
+    **dict.fromkeys(FEATURES, _features),
     **dict.fromkeys(UNIFIED, _unified),
     "evaluate": _evaluate,
     "compare": _compare,

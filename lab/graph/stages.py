@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.config import ROLES, Params, tree_of, unadapted
 from lab.graph.node import REPOSITORY
+from lab.models.caching import FEATURES, pools, trains_encoder
 from lab.registry import path
 from lab.samples.mix import parse
 
@@ -81,9 +82,13 @@ def identified_by(params: Params, name: str, given: Mapping[str, str]) -> dict[s
 
 
 def data_sets_of(params: Params, name: str, given: Mapping[str, str]) -> list[str]:
-    """The data sets that a stage reads: those of its mix and, where it makes a tokenizer, of all mixes."""
+    """The data sets that a stage reads: those of its mix and, where it makes a tokenizer, of all mixes.
+
+    A stage that caches features reads those of the stage that it does that for.
+    """
     if not params.datasets:
         return []
+    reader = FEATURES.get(name, name)
     mixes: list[Mapping[str, Any]] = []
     joint = [stage for stage in params.recipe if stage in UNIFIED]
     own = {stage: getattr(params.fitted(stage), "mix", None) for stage in joint}
@@ -92,9 +97,9 @@ def data_sets_of(params: Params, name: str, given: Mapping[str, str]) -> list[st
     if name == spells:
         mixes = [*filter(None, own.values()), *params.mixes.values()]
         named = set(params.vocabulary)
-    elif name == "instruct":
+    elif reader == "instruct":
         mixes = [params.mixes[given["mix"]]]
-    elif mix := own.get(name):
+    elif mix := own.get(reader):
         mixes = [mix]
     named |= {source.name for mix in mixes for source in parse(mix).sources()}
     return [one for one in params.datasets if one in named]
@@ -115,15 +120,20 @@ def code_of(params: Params, stage: Stage, given: Mapping[str, str]) -> list[str]
 def stages_of(params: Params) -> dict[str, Stage]:
     """The stages of a pipeline in the order of its recipe, and the comparison of all arms."""
     stages: dict[str, Stage] = {}
+    caches: dict[str, str] = {}  # stage -> the output that has features for it
     # role -> the output that has it after the stages so far, and where in it
     holds: dict[str, tuple[str, str]] = {}
+    trained: tuple[str, str] | None = None  # the output of the last stage that trained the encoder
     for name in params.recipe:
         roles = _roles(params, name)
         taken = {role: place for role, place in holds.items() if role in roles and role != name}
+        if name in FEATURES:  # shared by arms that differ in what has happened since
+            taken = {"encoder": trained} if trained else {}
         fixed = [] if name == "data" else ["data"]
         fixed += ["judge"] if name in ("image_decoder", "evaluate") else []
+        fixed += [caches[name]] if name in caches else []
         stage = Stage(
-            keys=("seed", "world", *_keys(name)),
+            keys=("seed", "world", *_keys(params, name)),
             roles=roles,
             upstream=tuple(dict.fromkeys([*fixed, *(output for output, _ in taken.values())])),
             code=_code(name),
@@ -131,20 +141,34 @@ def stages_of(params: Params) -> dict[str, Stage]:
             numbers=("judge", taken["encoder"][0].partition("/")[0]) if name == "evaluate" else (),
         )
         stages[name] = stage
-        instance = "-".join(f"{{{kind}}}" for kind in instance_kinds(stage))
-        holds |= {role: (f"{name}/{instance}".rstrip("/"), below) for role, below in _makes(params, name)}
+        output = f"{name}/{'-'.join(f'{{{kind}}}' for kind in instance_kinds(stage))}".rstrip("/")
+        if name in FEATURES:
+            caches[FEATURES[name]] = output
+        made = {role: (output, below) for role, below in _makes(params, name)}
+        if name in FEATURES and "encoder" not in holds:  # it makes the encoder afresh
+            made = {"encoder": (output, "encoder")}
+        holds |= made
+        if name not in FEATURES and (name not in UNIFIED or trains_encoder(params, name)):
+            trained = made.get("encoder", trained)
     stages["compare"] = Stage(("name", "connectors", "mixes"), (), (), ("lab/reports",))
     return stages
 
 
-def _keys(name: str) -> tuple[str, ...]:
+def _keys(params: Params, name: str) -> tuple[str, ...]:
     """What a stage reads of params.yaml beside seed, world and its components."""
     if name in ("data", "judge"):
         return (name,)
+    if name in FEATURES:
+        reader = FEATURES[name]
+        own = [f"stages.{reader}.{key}" for key in ("steps", "batch_size")]
+        mixed = "mixes.{mix}" if reader == "instruct" else f"stages.{reader}.mix"
+        begins = next(stage for stage in params.recipe if stage in UNIFIED) == reader
+        return ("stages.features", *own, mixed, *(["visual_head"] if begins else []))
     scored = {"text_decoder": ("stages.evaluate.texts",), "image_decoder": ("stages.evaluate.prompts",)}
     mix = ("mixes.{mix}",) if name == "instruct" else ()
+    stored = ("stages.features.dtype",) if f"{name}_features" in params.recipe else ()
     space = ("targets",) if name in ("image_decoder", *UNIFIED, "evaluate") else ()
-    return (f"stages.{name}", *scored.get(name, ()), *mix, *space)
+    return (f"stages.{name}", *scored.get(name, ()), *mix, *space, *stored)
 
 
 def _code(name: str) -> tuple[str, ...]:
@@ -157,6 +181,8 @@ def _roles(params: Params, name: str) -> tuple[str, ...]:
     """Components that a stage builds or loads."""
     system = tuple(role for role in ROLES if role == "connector" or getattr(params, role) is not None)
     last = ("image_decoder",) if params.image_decoder is not None else ()
+    if name in FEATURES:
+        return ("encoder", "connector") if pools(params) else ("encoder",)
     if name in UNIFIED:
         through = (
             params.visual_head and params.spec("visual_head", params.visual_head).get("loss") == "decoder"

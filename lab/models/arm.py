@@ -13,10 +13,12 @@ import torch
 from components.contracts import ImageDecoder, TextDecoder
 from lab.config import ROLES, Params, unadapted
 from lab.errors import LabError
+from lab.models.cached import AbsentEncoder
 from lab.models.store import load_component, save_component
 from lab.models.unified import UnifiedModel
 from lab.registry import build
 from lab.samples.batch import Collate
+from lab.samples.features import Features
 from lab.samples.segments import IMAGE_END, IMAGE_START
 from lab.samples.tokenizer import Tokenizer
 
@@ -43,15 +45,22 @@ class Arm:
         """Ids of `<image_start>` and `<image_end>`."""
         return self.tokenizer[IMAGE_START], self.tokenizer[IMAGE_END]
 
-    def collate(self, tasks: tuple[str, ...], left: bool = False) -> Collate:
+    def collate(
+        self, tasks: tuple[str, ...], left: bool = False, features: Features | None = None
+    ) -> Collate:
         """Batches for this model; its parts say how many positions an image takes."""
         model = self.model
-        return Collate(self.tokenizer, model.tokens_read, model.tokens_drawn, tasks, left, model.reads_text)
+        counts = model.tokens_read, model.tokens_drawn
+        return Collate(self.tokenizer, *counts, tasks, left, model.reads_text, features)
 
     def save(self, folder: Path) -> None:
         """Writes components and tokenizer."""
         for role, (spec, args) in self.built.items():
-            save_component(folder / role, role, spec, args, getattr(self.model, role))
+            part = getattr(self.model, role)
+            if isinstance(part, AbsentEncoder):
+                part.save_to(folder / role)
+            else:
+                save_component(folder / role, role, spec, args, part)
         self.tokenizer.save(folder / TOKENIZER)
         record = {"targets": self.model.target_space}
         (folder / RECORD).write_text(json.dumps(record) + "\n")
@@ -63,6 +72,7 @@ def new_arm(
     trained: Mapping[str, Path],
     tokenizer: Tokenizer,
     image_decoder: ImageDecoder | None = None,
+    features: Features | None = None,
 ) -> Arm:
     """An arm whose parts are those that earlier stages trained, and fresh ones.
 
@@ -72,10 +82,16 @@ def new_arm(
         trained: role -> folder of a component that an earlier stage wrote.
         tokenizer: of a language model that is made from scratch here.
         image_decoder: for a visual head whose loss goes through it.
+        features: of all images that the arm will see; the encoder is then not loaded.
     """
     built: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
     size = (params.world.image_size,)
-    parts: dict[str, Any] = {"encoder": new_part(params, "encoder", params.encoder, size, trained, built)}
+    parts: dict[str, Any] = {}
+    if features is None:
+        parts["encoder"] = new_part(params, "encoder", params.encoder, size, trained, built)
+    else:
+        parts["encoder"] = AbsentEncoder(features, trained["encoder"])
+        built["encoder"] = (params.spec("encoder", params.encoder), size)
     if "text_decoder" in trained:
         parts["text_decoder"], tokenizer = load_text_decoder(params, trained["text_decoder"])
     else:
@@ -100,14 +116,21 @@ def new_arm(
     return Arm(model, tokenizer, built)
 
 
-def load_arm(folder: Path, image_decoder: ImageDecoder | None = None) -> Arm:
-    """Reads an arm that `Arm.save` wrote; the model is in eval mode."""
+def load_arm(
+    folder: Path, image_decoder: ImageDecoder | None = None, features: Features | None = None
+) -> Arm:
+    """Reads an arm that `Arm.save` wrote; the model is in eval mode. Arguments as of `new_arm`."""
     try:
         record = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError) as error:
         raise LabError(f"{folder}: no trained arm can be read there: {error}") from error
     roles = [role for role in ROLES if (folder / role).exists()]
-    parts = {role: load_component(folder / role) for role in roles}
+    parts: dict[str, Any] = {
+        role: AbsentEncoder(features, folder / role)
+        if role == "encoder" and features is not None
+        else load_component(folder / role)
+        for role in roles
+    }
     configs = {role: json.loads((folder / role / "config.json").read_text()) for role in roles}
     built = {role: (config["spec"], tuple(config["args"])) for role, config in configs.items()}
     model = UnifiedModel(**parts, targets=record["targets"], image_decoder=image_decoder)

@@ -98,11 +98,17 @@ class UnifiedModel(nn.Module):
 
     # -- sequence --------------------------------------------------------------------------------------------
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens (I, N, D_v) of pixels (I, 3, H, W); cached features (I, N, D_v) are tokens already."""
+        if images.ndim == 4:
+            return self.encoder(images)
+        return images.to(next(self.connector.parameters()).dtype)  # type: ignore[attr-defined]
+
     def read(self, batch: Batch) -> Tensor | None:
         """Visual tokens (I, M, D) of the images read, None if there are none."""
         if not len(batch.pixels_read):
             return None
-        tokens = self.encoder(batch.pixels_read)  # (I, N, D_v)
+        tokens = self.encode(batch.pixels_read)  # (I, N, D_v)
         if not self.reads_text:
             return self.connector(tokens)
         said = self.text_decoder.embed(batch.prompt)  # (I, L, D)
@@ -118,9 +124,9 @@ class UnifiedModel(nn.Module):
         return self.image_tokens(batch.pixels_drawn)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """What pixels (J, 3, H, W) are drawn as, (J, N, D_v)."""
+        """What pixels (J, 3, H, W), or cached features of them (J, N, D_v), are drawn as, (J, N, D_v)."""
         with torch.no_grad():
-            tokens = self.encoder(pixels)
+            tokens = self.encode(pixels)
         return self.connector(tokens) if self.target_space == "connector" else tokens
 
     def slot_inputs(self, targets: Tensor | None) -> tuple[Tensor | None, Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
-from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, USER, Sample
+from lab.samples.features import Features
+from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, USER, Picture, Sample
 from lab.samples.tokenizer import Tokenizer
 
 
@@ -32,8 +33,8 @@ class Batch:
         image: (B, T) int64, which of the row's images read is the last at or before a position; -1 for none.
         prompt: (I, L) int64, what the user says in the row of each image read, for connectors that read the
             question; padded with the pad id, (I, 0) where no connector asks for it.
-        pixels_read: (I, 3, H, W) float32 in [0, 1].
-        pixels_drawn: (J, 3, H, W) float32 in [0, 1].
+        pixels_read: (I, 3, H, W) float32 in [0, 1]; where features are cached, these, (I, N, D_v).
+        pixels_drawn: (J, 3, H, W) float32 in [0, 1], or (J, N, D_v) likewise.
         task: (B,) int64, index into `tasks`.
         tasks: names of tasks.
         sample_ids: B names, for logs and errors.
@@ -82,6 +83,7 @@ class Collate:
         tasks: names of all tasks that may occur.
         left: pad on the left (for generation) instead of the right.
         prompts: whether the batch carries what the user says, for a connector that reads it.
+        features: cached, which stand for pixels; no image is then read or rendered.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class Collate:
         tasks: Sequence[str],
         left: bool = False,
         prompts: bool = False,
+        features: Features | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.tokens_read = tokens_read
         self.tokens_drawn = tokens_drawn
         self.tasks = tuple(tasks)
-        self.left, self.prompts = left, prompts
+        self.left, self.prompts, self.features = left, prompts, features
         self._pad, self._start, self._end = (tokenizer[token] for token in (PAD, IMAGE_START, IMAGE_END))
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -113,7 +116,7 @@ class Collate:
             supervised[index, place], kind[index, place] = row_supervised, row_kind
             image[index, place] = row_image
         images = [
-            (segment.picture.pixels, segment.supervised)
+            (segment.picture, segment.supervised)
             for sample in samples
             for segment in sample.segments
             if segment.picture is not None
@@ -126,8 +129,8 @@ class Collate:
             drawn=torch.from_numpy(kind == _DRAWN),
             image=torch.from_numpy(image),
             prompt=self._prompts(samples),
-            pixels_read=_stack([pixels for pixels, drawn in images if not drawn]),
-            pixels_drawn=_stack([pixels for pixels, drawn in images if drawn]),
+            pixels_read=images_of([picture for picture, drawn in images if not drawn], self.features),
+            pixels_drawn=images_of([picture for picture, drawn in images if drawn], self.features),
             task=torch.tensor([self.tasks.index(sample.task) for sample in samples]),
             tasks=self.tasks,
             sample_ids=tuple(sample.id for sample in samples),
@@ -177,5 +180,10 @@ class Collate:
 _TEXT, _READ, _DRAWN = 0, 1, 2
 
 
-def _stack(images: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)) if images else torch.zeros(0, 3, 1, 1)
+def images_of(pictures: Sequence[Picture], features: Features | None = None) -> Tensor:
+    """Pixels (I, 3, H, W) float32 in [0, 1]; where features are cached, these (I, N, D_v), and no pixels."""
+    if not pictures:
+        return torch.zeros(0, 3, 1, 1)
+    if features is not None:
+        return features([picture.key for picture in pictures])
+    return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))

@@ -123,6 +123,11 @@ class SceneTasks:
         _, cell, colour = self.language.edit(self._things(scene), rng)
         return _apply(scene, cell, colour)
 
+    def first_pictures(self, count: int = 1000) -> list[Picture]:
+        """Images of the first scenes, to learn from what images look like."""
+        scenes = (self.split.scenes.take(np.array([row])) for row in range(min(count, len(self))))
+        return [picture for scene in scenes if (picture := self._image(scene).picture) is not None]
+
     # -- tasks -----------------------------------------------------------------------------------------------
 
     def _caption(

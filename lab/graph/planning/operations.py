@@ -19,6 +19,7 @@ from typing import Any
 from lab.graph.node import REPOSITORY
 from lab.graph.planning.work import Work
 from lab.graph.system import ALONE, JOINT
+from lab.models.caching import FEATURES
 
 # What these stages do is no network, or one too small to count: seconds an item on a core that reaches
 # REFERENCE in the probe (machine.py); measured with the scenes and the judge of the reference ablation.
@@ -165,6 +166,11 @@ def _count(work: Work) -> Cost:
     if stage == "evaluate":
         with outlined(shape) as parts:
             return Cost(0.0, _numbers(parts.values()), 0.0, 0.0)
+    if stage in FEATURES:
+        whole = _of_part("encoder", shape)
+        return Cost(
+            whole.operations / 3, whole.parameters, 0.0, 0.0
+        )  # no way back, which takes twice as long
     if stage not in (*ALONE, *JOINT):
         return _of_part(stage, shape)
     trainable = work.shape.get("trainable", ["connector"])

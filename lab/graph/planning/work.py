@@ -9,6 +9,7 @@ from typing import Any
 
 from lab.config import WORDS
 from lab.graph.differences.settings import plain
+from lab.models.caching import FEATURES
 
 _KINDS = 8  # of questions, each asked `questions` times
 
@@ -58,7 +59,7 @@ class Work:
             return _KINDS * count.get("questions", 0.0) + sum(
                 count.get(key, 0.0) for key in ("captions", "prompts", "edits", "texts")
             )
-        return float(self._own("steps") or 1) * self.batch
+        return float(self._own("steps") or 1) * self.batch  # of features, those that are read
 
     @property
     def budget(self) -> tuple[str, float] | None:
@@ -67,7 +68,7 @@ class Work:
         return next(((unit, float(amount)) for unit, amount in found.items()), None)
 
     def _own(self, key: str) -> Any:
-        section = "judge" if self.stage == "judge" else f"stages.{self.stage}"
+        section = "judge" if self.stage == "judge" else f"stages.{FEATURES.get(self.stage, self.stage)}"
         return self.settings.get(f"{section}.{key}")
 
     def _section(self, name: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Caching what a frozen encoder makes of images: which images, whether it pays, who reads it."""
