@@ -134,7 +134,7 @@ class Context:
         return Tokenizer.of_words(Language(self.world).vocabulary(), more)
 
     def mixture(self, stage: str, size: Callable[[Sample], int] | None = None) -> Mixture:
-        """The samples that a stage of the unified model trains on, this one or the one it caches features for.
+        """The samples of a stage that trains the unified model, this one or that whose features it caches.
 
         Args:
             stage: which.
@@ -648,6 +648,7 @@ def _unified(context: Context) -> dict[str, Any]:
     """Alignment, pretraining or instruction tuning, whichever the stage is."""
     import torch
 
+    from lab.graph.features.images import SHOWN
     from lab.graph.features.stage import features_of
     from lab.models.arm import load_arm, new_arm
     from lab.samples.batch import images_of
@@ -664,7 +665,8 @@ def _unified(context: Context) -> dict[str, Any]:
         if head is not None:
             with torch.no_grad():  # what the tokens look like that the visual head is to produce
                 arm.model.eval()
-                tokens = arm.model.image_tokens(images_of(train.first_pictures(), features))
+                shown = [train.picture(row) for row in range(min(SHOWN, len(train)))]
+                tokens = arm.model.image_tokens(images_of(shown, features))
                 source = arm.model.encoder if params.targets == "encoder" else arm.model.connector
                 try:
                     head.prepare(tokens, getattr(source, "codebook", None))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lab.errors import nearest
 from lab.registry import describe
+from lab.samples.mix import parse
 
 if TYPE_CHECKING:
     from lab.config import Params
@@ -56,6 +57,9 @@ def _mistakes(params: Params, name: str, reader: str) -> list[str]:
             found.append(f"{stage} trains {part} after it; put {name} behind {stage}")
     if params.fitted(reader).budget:
         found.append(f"stages.{reader}.budget: how many images that takes is not known before; state steps")
+    mixes = params.mixes if reader == "instruct" else {"": params.fitted(reader).mix}
+    if any(parse(mix).count == "tokens" for mix in mixes.values()):
+        found.append("the mix counts tokens, of which connectors make more or less; count samples")
     if params.visual_head and params.setting("visual_head", params.visual_head, "loss") == "decoder":
         found.append("the loss of visual_head goes through the image decoder, which needs pixels")
     return found

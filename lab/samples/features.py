@@ -38,15 +38,12 @@ class FeatureWriter:
         work: folder of shards, those of an earlier attempt included; its files may be linked elsewhere.
         shape: (N, D_v) of a row.
         dtype: one of `DTYPES`.
-        batch: rows that come at once; shards hold whole batches.
-        shard_bytes: at most so large, but one batch at least.
+        batch: rows that come at once; shards hold whole batches, of `SHARD_BYTES` at most if that is one.
     """
 
-    def __init__(
-        self, work: Path, shape: tuple[int, int], dtype: str, batch: int, shard_bytes: int = SHARD_BYTES
-    ) -> None:
+    def __init__(self, work: Path, shape: tuple[int, int], dtype: str, batch: int) -> None:
         self.work, self.shape, self.dtype = work, shape, dtype
-        self.rows = max(1, shard_bytes // (batch * bytes_of(shape, dtype))) * batch  # of a shard
+        self.rows = max(1, SHARD_BYTES // (batch * bytes_of(shape, dtype))) * batch  # of a shard
         self._begun: list[Tensor] = []
         work.mkdir(parents=True, exist_ok=True)
         self.shards = 0

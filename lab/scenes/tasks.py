@@ -123,10 +123,9 @@ class SceneTasks:
         _, cell, colour = self.language.edit(self._things(scene), rng)
         return _apply(scene, cell, colour)
 
-    def first_pictures(self, count: int = 1000) -> list[Picture]:
-        """Images of the first scenes, to learn from what images look like."""
-        scenes = (self.split.scenes.take(np.array([row])) for row in range(min(count, len(self))))
-        return [picture for scene in scenes if (picture := self._image(scene).picture) is not None]
+    def picture(self, row: int) -> Picture:
+        """The image of scene `row`."""
+        return self._picture(self.split.scenes.take(np.array([row])))
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
@@ -273,9 +272,11 @@ class SceneTasks:
         return things_of(scene, 0)
 
     def _image(self, scene: Scenes, supervised: bool = False) -> Segment:
+        return Segment(picture=self._picture(scene), supervised=supervised)
+
+    def _picture(self, scene: Scenes) -> Picture:
         split = self.split
-        picture = Picture(lambda: render(split.world, split.digits, scene)[0], lambda: split.key(scene))
-        return Segment(picture=picture, supervised=supervised)
+        return Picture(lambda: render(split.world, split.digits, scene)[0], lambda: split.key(scene))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lab.samples.mixture import Mixture
     from lab.samples.segments import Picture
 
+SHOWN = 1000  # images of which a visual head learns at the start what it is to draw
 _CHANGES = "change from one look to the next (augmentation), so their features cannot be cached"
 
 
@@ -81,9 +82,9 @@ class Images(Sequence["Picture"]):
 def images_for(context: Context) -> Images:
     """All that the stage after this one will see: what its head begins with, training, validation."""
     reader, images = FEATURES[context.stage], Images()
-    if context.reads.get("visual_head"):  # which learns at the start what targets look like
-        shown = context.tasks("train").first_pictures()
-        images.add(lambda row: shown[row : row + 1], len(shown))
+    if context.reads.get("visual_head"):
+        tasks = context.tasks("train")
+        images.add(lambda row: [tasks.picture(row)], min(SHOWN, len(tasks)))
     training = context.mixture(reader)
     images.add_mixture(training)
     if samples := held_out(context.sources("validation"), training.shares(), context.params.seed):
