@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lab.models.arm import Arm
     from lab.samples.datasets import DataSet
     from lab.samples.features import Features
+    from lab.samples.mix import MixTree
     from lab.samples.mixture import Mixture, Source
     from lab.samples.segments import Sample
     from lab.samples.tokenizer import Tokenizer
@@ -142,10 +143,15 @@ class Context:
         """
         from lab.samples.mixture import Mixture
 
-        params, settings = self.params, self.params.fitted(stage)
-        mix = params.mixes[self.mix] if stage == "instruct" else settings.mix
+        settings = self.params.fitted(stage)
         length = settings.steps * settings.batch_size
-        return Mixture(self.sources("train"), mix, length, params.seed, size)
+        return Mixture(self.sources("train"), self.mix_of(stage), length, self.params.seed, size)
+
+    def mix_of(self, stage: str) -> MixTree:
+        """The mix of such a stage, as it is stated."""
+        params = self.params
+        stated: MixTree = params.mixes[self.mix] if stage == "instruct" else params.fitted(stage).mix
+        return stated
 
     def image_decoder(self) -> Any:
         """The image decoder that an earlier stage trained, None where this stage needs none."""
@@ -698,9 +704,7 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     arm.model.eval()
     arm.save(context.out)
     shares = dataset.shares()
-    losses = validation_losses(
-        arm.model, context.sources("validation"), collate, shares, context.params.seed
-    )
+    losses = validation_losses(arm.model, context.sources("validation"), collate, shares, context.params.seed)
     consumed = {f"mix/{task}": share for task, share in shares.items()}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     counted = {name: number for data in context.opened.values() for name, number in data.metrics().items()}

@@ -18,6 +18,7 @@ from lab.graph.hashing import hashed
 from lab.graph.node import md5_of
 from lab.models.caching import FEATURES, pools
 from lab.registry import path
+from lab.samples.mix import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,7 +170,8 @@ def _key(context: Context, encoder: Path) -> dict[str, str]:
 
 def _data(context: Context) -> dict[str, str]:
     """Hashes of all that images come from."""
-    named = context.mixture(FEATURES.get(context.stage, context.stage)).parts
+    mix = parse(context.mix_of(FEATURES.get(context.stage, context.stage)))
+    named = {source.name for source in mix.sources()}
     sets = {name: entry for name, entry in context.data_sets.items() if name in named}
     entries = {f"datasets.{name}": str(asdict(entry)) for name, entry in sets.items()}
     return {"scenes": hashed(context.inputs["data"]).md5, **entries, **hashes_of(sets, context.folder)}
