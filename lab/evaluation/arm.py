@@ -224,8 +224,7 @@ def _write_samples(
     }
     np.savez(out / "samples.npz", **stored)
     for sample, record in zip(prompts, shown, strict=False):
-        words = " ".join(segment.text or "" for segment in sample.segments[1:2]).split()
-        record["prompt"] = " ".join(word for word in words if not word.startswith("<"))
+        record["prompt"] = sample.segments[1].text or ""
     (out / "samples.json").write_text(json.dumps(shown, indent=1) + "\n")
     sheet = tile(np.concatenate(rows), len(rows[0]))
     sheet.resize((sheet.width * 3, sheet.height * 3), 0).save(out / "samples.png")

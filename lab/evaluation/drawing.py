@@ -144,5 +144,4 @@ def _draw(subject: Subject, samples: list[Sample], seed: int) -> torch.Tensor:
 
 def _prompt(sample: Sample) -> str:
     """What the user says."""
-    words = " ".join(segment.text or "" for segment in sample.segments[1:2]).split()
-    return " ".join(word for word in words if not word.startswith("<"))
+    return sample.segments[1].text or ""

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from lab.errors import LabError
+from lab.evaluation.understanding import prompt_of
 from lab.models.arm import Arm
 from lab.samples.segments import Sample
 from lab.scenes.language import QUESTIONS
@@ -73,14 +74,7 @@ def check_length(arm: Arm, samples: Sequence[Sample], shots: int) -> None:
     if limit is None or not samples:
         return
     collate = arm.collate(tuple({sample.task for sample in samples}))
-    images = collate.tokens_read + 2  # the marks
-    longest = max(
-        sum(
-            len(arm.tokenizer.encode(segment.text)) if segment.text is not None else images
-            for segment in sample.segments[:-1]
-        )
-        for sample in samples
-    )
+    longest = max(collate.length(prompt_of(sample)) for sample in samples)
     if longest + LONGEST_ANSWER > limit:
         raise LabError(
             f"shots {shots}: the longest prompt takes {longest} positions and an answer up to "

@@ -83,4 +83,5 @@ def psnr(first: Tensor, second: Tensor) -> np.ndarray:
 
 def _planned(prompt: Sample, plan: str) -> Sample:
     """The prompt followed by the model's plan, up to where the image starts."""
-    return Sample(prompt.id, prompt.task, (*prompt.segments, Segment(text=f"{plan} {IMAGE_START}".strip())))
+    said = [Segment(text=text, role="assistant") for text in (plan, IMAGE_START) if text]
+    return Sample(prompt.id, prompt.task, (*prompt.segments, *said))

@@ -63,10 +63,7 @@ def answer_all(
         batch = collate([prompt_of(sample) for sample in chunk])
         generated = generate_text(model, batch.to(next(model.parameters()).device), tokenizer[EOS])
         for sample, ids in zip(chunk, generated, strict=True):
-            expected = (sample.segments[-1].text or "").removesuffix(EOS).strip()
-            asked = " ".join(
-                word for word in (sample.segments[-2].text or "").split() if not word.startswith("<")
-            )
+            expected, asked = (sample.segments[-1].text or "").strip(), sample.segments[-2].text or ""
             answers.append(Answer(sample.id, sample.task, asked, expected, tokenizer.decode(ids)))
     return answers
 

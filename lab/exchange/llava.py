@@ -23,7 +23,8 @@ from lab.exchange.parts import (
 )
 from lab.models.arm import Arm
 from lab.registry import describe
-from lab.samples.segments import ASSISTANT, BOS, EOS, IMAGE_END, IMAGE_START, PAD, USER
+from lab.samples.chat import OWN_TEMPLATE
+from lab.samples.segments import BOS, EOS, IMAGE_END, IMAGE_START, PAD
 from lab.samples.tokenizer import Tokenizer
 
 IMAGE = "<image>"  # what LLaVA's processor repeats for every visual token
@@ -36,27 +37,6 @@ _EXPRESSIBLE: dict[str, dict[str, set[str]]] = {
     "fusion": {"sequence": set()},
 }
 _DECODERS = ("llama", "hf")
-
-# A conversation as the lab lays out its sequences; joined without spaces, so that ids are the same
-_TEMPLATE = (
-    f"{BOS}"
-    "{% for message in messages %}"
-    "{% set content = message['content'] %}"
-    "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}"
-    "{% set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
-    "{% if message['role'] == 'user' %}"
-    "{% for part in parts if part['type'] == 'image' %}"
-    f"{IMAGE_START}{IMAGE}{IMAGE_END}"
-    "{% endfor %}"
-    f"{USER} {{{{ text }}}} {ASSISTANT}"
-    "{% elif message['role'] == 'assistant' %}"
-    f"{{{{ text }}}} {EOS}"
-    "{% else %}"
-    "{{ raise_exception('the roles are user and assistant') }}"
-    "{% endif %}"
-    "{% endfor %}"
-)
-
 
 # -- export --------------------------------------------------------------------------------------------------
 
@@ -125,7 +105,7 @@ def export_llava(arm: Arm, folder: Path) -> list[str]:
         tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        chat_template=_TEMPLATE,
+        chat_template=_template(tokenizer),
         image_token=IMAGE,
         num_additional_image_tokens=int(_has_class(vision)),
     ).save_pretrained(folder)
@@ -286,9 +266,34 @@ def _tokenizer(arm: Arm) -> tuple[Any, int]:
     tokenizer = deepcopy(arm.tokenizer.tokenizer)
     if IMAGE not in tokenizer.get_vocab():
         tokenizer.add_tokens([IMAGE], special_tokens=True)
-    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = BOS, EOS, PAD
+    if tokenizer.chat_template is None:
+        tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = BOS, EOS, PAD
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # as generation wants it
     return tokenizer, tokenizer.convert_tokens_to_ids(IMAGE)
+
+
+def _template(tokenizer: Any) -> str:
+    """How the processor lays conversations out, whose messages are lists of texts and images."""
+    if tokenizer.chat_template in (None, OWN_TEMPLATE):
+        return OWN_TEMPLATE
+    return _IN_ONE_TEXT + str(tokenizer.chat_template)
+
+
+# Makes one text of each message's parts, as the templates of language models have it
+_IN_ONE_TEXT = (
+    "{%- set found = namespace(messages=[], parts=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- set found.parts = [] -%}"
+    "{%- set content = message['content'] -%}"
+    "{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}"
+    "{%- set found.parts = found.parts + "
+    f"['{IMAGE_START}{IMAGE}{IMAGE_END}' if part['type'] == 'image' else part['text']] -%}}"
+    "{%- endfor -%}"
+    "{%- set found.messages = found.messages + "
+    "[{'role': message['role'], 'content': found.parts | join('\n')}] -%}"
+    "{%- endfor -%}"
+    "{%- set messages = found.messages -%}"
+)
 
 
 # -- import --------------------------------------------------------------------------------------------------

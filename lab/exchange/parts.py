@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lab.errors import LabError
 from lab.registry import build
+from lab.samples.chat import OWN_TEMPLATE
 from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS
 from lab.samples.tokenizer import Tokenizer
 
@@ -126,8 +127,9 @@ def text_decoder(
 def own_tokenizer(source: Path) -> tuple[Tokenizer, dict[int, int | None]]:
     """The checkpoint's tokenizer for the lab's sequences.
 
-    Its end, beginning and padding are renamed to the lab's, so that these have their ids and a generated end
-    ends an answer. The lab's other marks are added.
+    One with a chat template stays as it is and gets the marks of images. Of any other one end, beginning and
+    padding are renamed to the lab's, so that these have their ids and a generated end ends an answer, and the
+    lab's other marks are added.
 
     Returns:
         The tokenizer; id of each added token -> id of the token it stands for, None if there is none.
@@ -141,6 +143,10 @@ def own_tokenizer(source: Path) -> tuple[Tokenizer, dict[int, int | None]]:
     except Exception as error:  # OSError, ValueError; AttributeError of one without a fast form
         reason = " ".join(str(error).split())[:160]
         raise LabError(f"{source}: no tokenizer can be read there: {reason}") from error
+    if theirs.chat_template not in (None, OWN_TEMPLATE):
+        size = len(theirs)
+        tokenizer = Tokenizer(theirs)
+        return tokenizer, dict.fromkeys(range(size, len(tokenizer)))
     stands = {EOS: theirs.eos_token, BOS: theirs.bos_token, PAD: theirs.pad_token}
     renames: dict[str, str] = {}
     for mark, token in stands.items():

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lab.errors import LabError
+from lab.samples.chat import Run
 from lab.samples.features import Features
-from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, USER, Picture, Sample
+from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Picture, Sample
 from lab.samples.tokenizer import Tokenizer
 
 
@@ -146,8 +147,7 @@ class Collate:
         rows = []
         for sample in samples if self.prompts else ():
             read = sum(segment.picture is not None and not segment.supervised for segment in sample.segments)
-            said = [segment.text for segment in sample.segments if USER in (segment.text or "")]
-            rows += [[piece for text in said for piece in self.tokenizer.encode(text or "")]] * read
+            rows += [self.tokenizer.chat.said(sample.segments)] * read
         table = np.full((len(rows), max(map(len, rows), default=0)), self._pad, np.int64)
         for index, row in enumerate(rows):
             table[index, : len(row)] = row
@@ -159,18 +159,17 @@ class Collate:
         ids: list[int] = []
         supervised: list[bool] = []
         kind: list[int] = []
-        for segment in sample.segments:
-            if segment.text is not None:
-                piece: Sequence[int] = self.tokenizer.encode(segment.text)
-                ids += piece
-                supervised += [segment.supervised] * len(piece)
-                kind += [_TEXT] * len(piece)
+        for piece in self.tokenizer.chat.lay_out(sample.segments):
+            if isinstance(piece, Run):
+                ids += piece.ids
+                supervised += piece.supervised
+                kind += [_TEXT] * len(piece.ids)
             else:
-                count = self.tokens_drawn if segment.supervised else self.tokens_read
-                image += not segment.supervised
+                count = self.tokens_drawn if piece.supervised else self.tokens_read
+                image += not piece.supervised
                 ids += [self._start, *([self._pad] * count), self._end]
-                supervised += [segment.supervised, *([False] * count), segment.supervised]
-                kind += [_TEXT, *([_DRAWN if segment.supervised else _READ] * count), _TEXT]
+                supervised += [piece.supervised, *([False] * count), piece.supervised]
+                kind += [_TEXT, *([_DRAWN if piece.supervised else _READ] * count), _TEXT]
             images += [image] * (len(ids) - len(images))
         if supervised[:1] == [True]:
             raise LabError(f"sample {sample.id}: nothing stands before its first element to predict it from")

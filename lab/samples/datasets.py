@@ -21,7 +21,7 @@ from lab.samples.images import Fit, Fitting, content_key, decode, fitted
 from lab.samples.index import SPLITS, Index, Row, Shot
 from lab.samples.readers.fields import CAPTION_PROMPT, DRAW_PROMPT
 from lab.samples.readers.record import Box
-from lab.samples.segments import BOS, Picture, Sample, Segment, answer, said_by_user
+from lab.samples.segments import BOS, EOS, Picture, Sample, Segment, answer, said_by_user, system
 from lab.samples.tokenizer import plain_words
 from lab.scenes.locations import write_box
 from lab.scenes.world import World
@@ -187,11 +187,12 @@ class DataSource:
             if isinstance(part, Picture):
                 yield Segment(picture=part, supervised=who == "assistant")
             elif who == "system":
-                yield Segment(text=part)
-            elif who == "assistant" or (last and place == len(laid) - 1):
+                yield system(part)
+            elif who == "assistant":
                 yield answer(part)
-            else:
-                yield Segment(text=part, supervised=True)
+            else:  # a document has no turns
+                ends = last and place == len(laid) - 1
+                yield Segment(text=f"{part} {EOS}" if ends else part, supervised=True)
 
     def _pictures(self, shot: Shot, drawn: bool) -> list[Picture]:
         """What an image becomes; one that is drawn is never tiled."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 IMAGE_START, IMAGE_END = "<image_start>", "<image_end>"
 USER, ASSISTANT = "<user>", "<assistant>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE_START, IMAGE_END, USER, ASSISTANT)
+Role = Literal["", "system", "user", "assistant"]
 
 
 class Picture:
@@ -42,14 +44,19 @@ class Segment:
     """A piece of a sample: either text or an image.
 
     Attributes:
-        text: words, special tokens included; None for an image.
+        text: words; None for an image. What marks turns is not part of it where it has a role: the chat
+            template adds that (see lab/samples/chat.py). Without a role special tokens may stand in it.
         picture: None for text.
         supervised: whether the model learns to produce this segment.
+        role: who says it; "" for what is part of no turn.
+        ends: whether its turn ends with it.
     """
 
     text: str | None = None
     picture: Picture | None = None
     supervised: bool = False
+    role: Role = ""
+    ends: bool = False
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.picture is None):
@@ -82,14 +89,29 @@ def image(pixels: np.ndarray, supervised: bool = False) -> Segment:
     return Segment(picture=picture, supervised=supervised)
 
 
+def system(text: str) -> Segment:
+    """What is said to the model before a conversation."""
+    return Segment(text=text, role="system", ends=True)
+
+
 def question(text: str) -> Segment:
     """What the user says, up to the point where the answer starts."""
-    return Segment(text=f"{USER} {text} {ASSISTANT}")
+    return Segment(text=text, role="user", ends=True)
 
 
 def answer(text: str) -> Segment:
-    """What the model has to say, closed by the end token, which is supervised too."""
-    return Segment(text=f"{text} {EOS}", supervised=True)
+    """What the model has to say, closed by the token that ends its turn, which is supervised too."""
+    return Segment(text=text, supervised=True, role="assistant", ends=True)
+
+
+def part_of_answer(text: str) -> Segment:
+    """What the model has to say before it goes on in the same turn, with an image for example."""
+    return Segment(text=text, supervised=True, role="assistant")
+
+
+def end_of_answer() -> Segment:
+    """The end of a turn of the model's, after an image."""
+    return answer("")
 
 
 def said_by_user(pieces: Sequence[str | Picture]) -> tuple[Segment, ...]:
@@ -97,10 +119,10 @@ def said_by_user(pieces: Sequence[str | Picture]) -> tuple[Segment, ...]:
     first = next((place for place, piece in enumerate(pieces) if isinstance(piece, str)), len(pieces))
     ahead = tuple(Segment(picture=piece) for piece in pieces[:first] if isinstance(piece, Picture))
     rest = pieces[first:]
-    if len(rest) < 2:
-        return *ahead, question(str(rest[0]) if rest else "")
-    within = [Segment(text=piece) if isinstance(piece, str) else Segment(picture=piece) for piece in rest]
-    opened = Segment(text=f"{USER} {rest[0]}")
-    if isinstance(rest[-1], str):
-        return *ahead, opened, *within[1:-1], Segment(text=f"{rest[-1]} {ASSISTANT}")
-    return *ahead, opened, *within[1:], Segment(text=ASSISTANT)
+    last = question(rest[-1]) if rest and isinstance(rest[-1], str) else question("")
+    within = rest[:-1] if last.text else rest
+    turn = [
+        Segment(text=piece, role="user") if isinstance(piece, str) else Segment(picture=piece, role="user")
+        for piece in within
+    ]
+    return *ahead, *turn, last

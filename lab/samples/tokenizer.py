@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError, nearest
-from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS
+from lab.samples.chat import OWN_TEMPLATE, Chat, OwnChat, TemplateChat
+from lab.samples.segments import BOS, EOS, IMAGE_END, IMAGE_START, PAD, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,22 +20,37 @@ class Tokenizer:
 
     Args:
         tokenizer: any transformers tokenizer; special tokens that it lacks are added, so its length can
-            exceed the vocabulary of the checkpoint it came with.
+            exceed the vocabulary of the checkpoint it came with. One with a chat template keeps its own
+            beginning, end and padding, and gets the marks of images alone.
+
+    Attributes:
+        chat: lays conversations out.
     """
 
+    chat: Chat
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)})
         self.tokenizer = tokenizer
-        self._ids = dict(
-            zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True)
-        )
         self.encode = lru_cache(maxsize=65536)(self._encode)
+        if tokenizer.chat_template in (None, OWN_TEMPLATE):
+            self._add(SPECIAL_TOKENS)
+            self.chat, names = OwnChat(self.encode), {token: token for token in SPECIAL_TOKENS}
+        else:
+            self._add((IMAGE_START, IMAGE_END, *(() if tokenizer.pad_token else (PAD,))))
+            self.chat = TemplateChat(tokenizer)
+            names = {PAD: tokenizer.pad_token or PAD, EOS: self.chat.end, BOS: tokenizer.bos_token or PAD}
+            names |= {mark: mark for mark in (IMAGE_START, IMAGE_END)}
+        ids = tokenizer.convert_tokens_to_ids(list(names.values()))
+        self._ids = dict(zip(names, ids, strict=True))
+
+    def _add(self, tokens: Sequence[str]) -> None:
+        self.tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
 
     def __len__(self) -> int:
         return len(self.tokenizer)
 
     def __getitem__(self, special: str) -> int:
-        """The id of a special token."""
+        """The id of a special token; of EOS that of the token which ends an answer, whatever its name."""
         return self._ids[special]
 
     def _encode(self, text: str) -> tuple[int, ...]:

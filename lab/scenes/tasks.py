@@ -30,7 +30,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from lab.samples.segments import BOS, EOS, Picture, Sample, Segment, answer, question
+from lab.samples.segments import (
+    BOS,
+    Picture,
+    Sample,
+    Segment,
+    answer,
+    end_of_answer,
+    part_of_answer,
+    question,
+)
 from lab.scenes.language import QUESTIONS, Language, Thing, things_of
 from lab.scenes.locations import write_box
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, boxes, render
@@ -164,7 +173,7 @@ class SceneTasks:
         other = self.split.scenes.take(rng.integers(0, len(self), 1))
         return (
             self._image(scene),
-            Segment(text=f"{self.language.caption(things)} {EOS}", supervised=True),
+            answer(self.language.caption(things)),
             question(self.language.description(self._things(other), rng)),
             *self._drawn(other),
         )
@@ -230,8 +239,8 @@ class SceneTasks:
 
     def _drawn(self, scene: Scenes) -> tuple[Segment, ...]:
         """The plan of a scene, its image and the end, all to be produced."""
-        plan = Segment(text=self.language.listing(self._things(scene)), supervised=True)
-        return plan, self._image(scene, supervised=True), Segment(text=EOS, supervised=True)
+        plan = part_of_answer(self.language.listing(self._things(scene)))
+        return plan, self._image(scene, supervised=True), end_of_answer()
 
     def _stated(self, things: list[Thing], rng: np.random.Generator) -> Segment:
         language, listed = self.language, rng.random() < 0.5

@@ -35,7 +35,7 @@ def test_a_prompt_is_solved_examples_then_the_question(query: Sample, tasks: Sce
     assert texts(prompt)[0] == BOS
     assert texts(prompt)[-3:] == texts(query)[-3:]
     assert [segment.supervised for segment in prompt.segments] == [False] * 9 + [True]
-    assert all(texts(prompt)[place].endswith(EOS) for place in (3, 6))
+    assert all(prompt.segments[place].role == "assistant" and prompt.segments[place].ends for place in (3, 6))
     assert (prompt.id, prompt.task) == (query.id, query.task)
     assert with_shots(query, tasks, 0, "random", seed=0) == query
 
@@ -115,7 +115,5 @@ def test_a_prompt_that_does_not_fit_is_refused(
     taken = int(
         arm.collate((query.task,))([prompt]).mask.sum()
     )  # with the answer, which the message leaves out
-    with pytest.raises(
-        LabError, match=str(taken - len(arm.tokenizer.encode(prompt.segments[-1].text or "")))
-    ):
+    with pytest.raises(LabError, match=str(taken - len(arm.tokenizer.encode(f"{prompt.segments[-1].text} {EOS}")))):
         check_length(arm, [prompt], 8)

@@ -21,8 +21,8 @@ def test_questions_are_balanced_and_true(held_out: SceneTasks, tasks: SceneTasks
     assert len({poll.sample.id for poll in asked}) == len(asked)
     for poll in asked:
         things = things_of(held_out.split.scenes, poll.row)
-        words = (poll.sample.segments[2].text or "").split()  # <user> is there a red 3 ? <assistant>
-        what = words[4:-2]
+        words = (poll.sample.segments[2].text or "").split()  # is there a red 3 ?
+        what = words[3:-1]
         seen = any([thing.colour, str(thing.digit)][-len(what) :] == what for thing in things)
         assert seen == poll.there
         assert (poll.sample.segments[-1].text or "").startswith("yes" if poll.there else "no")
@@ -50,7 +50,7 @@ def test_popular_and_adversarial_objects(held_out: SceneTasks, tasks: SceneTasks
                 for digit in range(10)
                 if digit not in there
             }
-            asked = int((poll.sample.segments[2].text or "").split()[4])
+            asked = int((poll.sample.segments[2].text or "").split()[3])
             count = min(3, len(there), len(weight))
             assert weight[asked] >= sorted(weight.values())[-count]
 

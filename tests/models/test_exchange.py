@@ -357,6 +357,36 @@ def test_marks_of_a_checkpoint_are_the_labs(foreign: Any, tmp_path: Path) -> Non
     torch.testing.assert_close(rows, every.mean(dim=0).expand_as(rows))
 
 
+def test_a_checkpoint_keeps_its_chat_template(foreign: Any, tmp_path: Path) -> None:
+    """Taken in, its conversations are laid out by its own template; given out again, by the same."""
+    from copy import deepcopy
+
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    tokenizer = deepcopy(foreign)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ 'USER: ' + message['content'] }}{% else %}{{ ' ASSISTANT: ' + message['content'] + eos_token }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+    )
+    write_llava(tmp_path / "llava", tokenizer)
+    import_checkpoint(tmp_path / "llava", tmp_path / "arm")
+    arm = load_arm(tmp_path / "arm")
+    assert arm.tokenizer[EOS] == foreign.eos_token_id
+    assert len(arm.tokenizer) == len(foreign) + 3  # two marks of images, and padding
+    batch = arm.collate(("vqa",))(samples(24)[:1])
+    said = [one for one, mine in zip(batch.ids[0], batch.supervised[0], strict=True) if mine]
+    assert foreign.decode(said) == " red</s>"
+    export_llava(arm, tmp_path / "again")
+    processor = AutoProcessor.from_pretrained(tmp_path / "again")
+    picture = Image.fromarray(np.zeros((24, 24, 3), np.uint8))
+    asked = [{"type": "image", "image": picture}, {"type": "text", "text": "what digit is blue ?"}]
+    talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": "red"}]
+    made = processor.apply_chat_template(talk, tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(made["input_ids"], batch.ids.masked_fill(batch.read, processor.image_token_id))
+
+
 def test_one_token_that_ends_and_begins_stays_the_end(foreign: Any, tmp_path: Path) -> None:
     from copy import deepcopy
 

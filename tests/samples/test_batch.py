@@ -40,13 +40,21 @@ def collate(tokenizer: Tokenizer) -> Collate:
     return Collate(tokenizer, READ, DRAWN, ("vqa", "draw", "text"))
 
 
+def written(segment: Segment) -> list[str]:
+    """The words of a text with the marks of its turn."""
+    said = (segment.text or "").split()
+    if segment.role == "user":
+        return ["<user>", *said, "<assistant>"]
+    return [*said, "<eos>"] if segment.role == "assistant" and segment.ends else said
+
+
 def expected_row(sample: Sample, tokenizer: Tokenizer) -> list[tuple[int, bool, str]]:
     """(id, supervised, kind) of each position, written down element by element."""
     row: list[tuple[int, bool, str]] = []
     for segment in sample.segments:
         mine = segment.supervised
         if segment.text is not None:
-            row += [(tokenizer.encode(word)[0], mine, "text") for word in segment.text.split()]
+            row += [(tokenizer.encode(word)[0], mine, "text") for word in written(segment)]
         else:
             row.append((tokenizer[IMAGE_START], mine, "text"))
             row += [(tokenizer[PAD], False, "drawn" if mine else "read")] * (DRAWN if mine else READ)
@@ -113,7 +121,7 @@ def test_of_real_tasks_the_produced_segments_are_supervised(tasks: SceneTasks, t
         wanted: list[str] = []
         for segment in sample.segments:
             if segment.supervised:
-                wanted += (segment.text or f"{IMAGE_START} {IMAGE_END}").split()
+                wanted += [IMAGE_START, IMAGE_END] if segment.text is None else written(segment)
         assert said == wanted
 
 

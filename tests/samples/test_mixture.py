@@ -34,7 +34,9 @@ class Lines:
 
 def drawn(mix: dict[str, Any], length: int, **sources: Lines) -> list[str]:
     """Ids of all samples of a stage, without the seed of their phrasing."""
-    mixture = Mixture(sources, mix, length, 0, lambda sample: len((sample.segments[-1].text or "").split()))
+    mixture = Mixture(
+        sources, mix, length, 0, lambda sample: len((sample.segments[-1].text or "").split()) + 1
+    )
     return [mixture[position].id.rpartition("/")[0] for position in range(length)]
 
 

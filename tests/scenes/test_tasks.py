@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lab.samples.segments import EOS
 from lab.scenes.language import things_of
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import EMPTY
@@ -29,9 +28,9 @@ def test_understanding_reads_the_image_and_produces_text_alone(tasks: SceneTasks
     assert len(images) == 1
     assert not images[0].supervised
     np.testing.assert_array_equal(images[0].pixels, tasks.split.pixels(np.array([7]))[0])
-    produced = [segment.text or "" for segment in sample.segments if segment.supervised]
+    produced = [segment for segment in sample.segments if segment.supervised]
     assert produced
-    assert all(text.endswith(EOS) for text in produced)
+    assert all(segment.text and segment.ends for segment in produced)
 
 
 def test_text_holds_no_image(tasks: SceneTasks) -> None:

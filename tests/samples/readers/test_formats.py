@@ -14,6 +14,7 @@ from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
 from lab.samples.index import build
 from lab.samples.readers.formats import FORMATS, recognise
+from lab.samples.chat import OwnChat, Run
 from lab.samples.segments import Sample
 from lab.scenes.world import World
 
@@ -73,12 +74,12 @@ def source(root: Path, name: str, split: str = "", **more: object) -> DataSource
 
 def shown(sample: Sample) -> str:
     words = []
-    for segment in sample.segments[1:]:
-        star = "*" if segment.supervised else ""
-        if segment.picture is not None:
-            words.append(f"[{star}]")
-            continue
-        words.append((segment.text or "").removesuffix(" <eos>") + star)
+    for piece in OwnChat(str.split).lay_out(sample.segments[1:]):  # type: ignore[arg-type]
+        if isinstance(piece, Run):
+            text = " ".join(map(str, piece.ids))
+            words.append(text.removesuffix(" <eos>") + "*" * all(piece.supervised))
+        else:
+            words.append(f"[{'*' * piece.supervised}]")
     text = " | ".join(words)
     return (
         text.replace("[] | <user>", "[] <user>")
@@ -152,7 +153,7 @@ def test_boxes_are_numbers_where_the_world_has_no_location_words(
     layouts["boxes"](tmp_path / "set")
     data = opened(tmp_path / "set", "boxes", fit="stretch")
     found = DataSource(data, "train", World()).sample(0, 0)
-    assert found.segments[-1].text == "[0.25, 0.25, 0.75, 0.75] <eos>"
+    assert found.segments[-1].text == "[0.25, 0.25, 0.75, 0.75]"
 
 
 def test_tiles_are_several_images_of_one_sample(tmp_path: Path, layouts: dict[str, Make]) -> None:

@@ -1,0 +1,309 @@
+"""Chat templates: how the turns of a sample become ids, and which of them the model learns to produce.
+
+A tokenizer that comes with a chat template (transformers' `tokenizer.chat_template`) lays conversations out
+by it. Any other one, that of the built-in world among them, lays them out by the lab's own:
+
+    <bos> [image] <user> question <assistant> answer <eos> <user> ...
+
+Supervised are what the assistant says and the token that ends its turn, never what a template writes around
+turns. Which token that is, is found by rendering one turn. A sample that does not end with an answer is a
+prompt: it ends with what the template writes before one (`add_generation_prompt`), so that generation starts
+where training has the first supervised element.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lab.errors import LabError
+from lab.samples.segments import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    IMAGE_END,
+    IMAGE_START,
+    USER,
+    Role,
+    Segment,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The lab's own layout as a template, for whoever reads an arm elsewhere; joined without spaces, so that ids
+# are the same
+OWN_TEMPLATE = (
+    f"{BOS}"
+    "{% for message in messages %}"
+    "{% set content = message['content'] %}"
+    "{% set parts = [{'type': 'text', 'text': content}] if content is string else content %}"
+    "{% set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}"
+    "{% if message['role'] == 'user' %}"
+    "{% for part in parts if part['type'] == 'image' %}"
+    f"{IMAGE_START}<image>{IMAGE_END}"
+    "{% endfor %}"
+    f"{USER} {{{{ text }}}} {ASSISTANT}"
+    "{% elif message['role'] == 'assistant' %}"
+    f"{{{{ text }}}} {EOS}"
+    "{% else %}"
+    "{{ raise_exception('the roles are user and assistant') }}"
+    "{% endif %}"
+    "{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Ids that stand one after the other, and which of them are supervised."""
+
+    ids: Sequence[int]
+    supervised: Sequence[bool]
+
+
+class Chat(Protocol):
+    """A way to lay conversations out.
+
+    Attributes:
+        end: the token that ends a turn of the assistant's.
+    """
+
+    end: str
+
+    def lay_out(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
+        """Runs of ids, and images between them."""
+        ...
+
+    def said(self, segments: Sequence[Segment]) -> list[int]:
+        """Ids of what the user says in a sample, for a connector that reads it."""
+        ...
+
+
+class OwnChat:
+    """The lab's own layout.
+
+    Args:
+        encode: text to ids, special tokens included.
+    """
+
+    end = EOS
+
+    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
+        self._encode = encode
+
+    def lay_out(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
+        for segment, text in self._written(segments):
+            if text is None:
+                yield segment
+            else:
+                ids = self._encode(text)
+                yield Run(ids, [segment.supervised] * len(ids))
+
+    def said(self, segments: Sequence[Segment]) -> list[int]:
+        written = self._written(segments)
+        said = [text for segment, text in written if text is not None and segment.role == "user"]
+        return [piece for text in said for piece in self._encode(text)]
+
+    def _written(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, str | None]]:
+        """Segments with their texts, the marks of turns included."""
+        within = False  # a turn of the user's
+        for segment in segments:
+            text = segment.text
+            if text is not None and segment.role == "user":
+                text = " ".join([*([] if within else [USER]), text, *([ASSISTANT] if segment.ends else [])])
+            elif text is not None and segment.role == "assistant" and segment.ends:
+                text = f"{text} {EOS}" if text else EOS
+            yield segment, text
+            within = segment.role == "user" and not segment.ends
+
+
+# Characters of Unicode's private use, which no template writes: around a text, and in place of an image
+_OPEN, _CLOSE, _IMAGE = "\ue000", "\ue001", "\ue002"
+_MARKS = re.compile(f"([{_OPEN}{_CLOSE}{_IMAGE}])")
+_BETWEEN = "\n"  # between an image and a text of one turn, as LLaVA has it
+
+
+class TemplateChat:
+    """The layout of a tokenizer's own template.
+
+    A text is rendered with marks around it, which are taken out again, so that the ids are those of
+    `apply_chat_template`, and their places in the text say which are supervised. The template runs in
+    transformers' sandbox. Special tokens that stand in a text of the data are taken apart there, as in
+    "< |im_end|>": nobody ends a turn from within.
+
+    Args:
+        tokenizer: a fast one, with a chat template.
+
+    Raises:
+        LabError: the tokenizer has no fast form; the template fails, or does not end an answer with a special
+            token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise LabError(
+                "chat template: its tokenizer has no fast form, whose places in the text are needed"
+            )
+        self.tokenizer = tokenizer
+        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(special - {""}, key=len, reverse=True)
+        self._encode: Callable[[str], Any] = lru_cache(maxsize=65536)(self._encoded)
+        self._in_parts = False
+        asked, said = Segment(text="q", role="user"), Segment(text="a", role="assistant", ends=True)
+        try:
+            text = self._rendered([("user", [asked]), ("assistant", [said])], prompt=False)
+        except LabError:
+            self._in_parts = True  # templates of models that see want a list of parts
+            text = self._rendered([("user", [asked]), ("assistant", [said])], prompt=False)
+        after = text.rpartition(_CLOSE)[2]
+        ends = [(place, token) for token in self._special if (place := after.find(token)) >= 0]
+        if not ends:
+            raise LabError(
+                f"chat template: it writes {after!r} after an answer, without a special token, so that "
+                "nothing would tell generation to stop; give the tokenizer another chat_template"
+            )
+        place, self.end = min(ends, key=lambda end: end[0])
+        self._closing = after[: place + len(self.end)]
+
+    def lay_out(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
+        """As `Chat.lay_out`.
+
+        Raises:
+            LabError: the template refuses the conversation, or changes what is said in it.
+        """
+        if not any(segment.role for segment in segments):
+            yield from self._document(segments)
+            return
+        turns = [
+            (role, _joined(list(turn)))
+            for (role, _), turn in groupby(_numbered(segments), key=lambda one: one[:2])
+        ]
+        last = turns[-1][1][-1]
+        open_ = turns[-1][0] == "assistant" and not last.ends
+        text = self._rendered(turns, prompt=turns[-1][0] != "assistant")
+        if open_:  # the model goes on from here
+            text = text[: max(text.rfind(_CLOSE), text.rfind(_IMAGE)) + 1]
+        yield from self._runs(text, [segment for _, turn in turns for segment in turn])
+
+    def said(self, segments: Sequence[Segment]) -> list[int]:
+        said = [segment.text for segment in segments if segment.role == "user" and segment.text]
+        return [piece for text in said for piece in self._encode(self._harmless(text))[0]]
+
+    def _document(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
+        """Text and images in no turns, as web pages have them."""
+        names = {BOS: self.tokenizer.bos_token or "", EOS: self.end}
+        for segment in segments:
+            if segment.text is None:
+                yield segment
+                continue
+            text = segment.text
+            for mark, name in names.items():
+                text = text.replace(mark, name)
+            ids = self._encode(text)[0]
+            yield Run(ids, [segment.supervised] * len(ids))
+
+    def _rendered(self, turns: Sequence[tuple[Role, Sequence[Segment]]], prompt: bool) -> str:
+        messages, marks = list[dict[str, Any]](), list[str]()
+        for role, turn in turns:
+            content = "".join(
+                _IMAGE if segment.text is None else f"{_OPEN}{self._harmless(segment.text)}{_CLOSE}"
+                for segment in turn
+            )
+            marks += _MARKS.findall(content)
+            parts = [{"type": "text", "text": content}]
+            messages.append({"role": role, "content": parts if self._in_parts else content})
+        try:
+            text = str(
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            )
+        except Exception as error:  # what a template raises, of jinja2 or of Python
+            reason = " ".join(str(error).split())[:160]
+            raise LabError(
+                f"chat template: it refuses {' '.join(role for role, _ in turns)}: {reason}"
+            ) from error
+        if _MARKS.findall(text) != marks:
+            roles = " ".join(role for role, _ in turns)
+            raise LabError(f"chat template: of {roles} it does not write every turn once, in this order")
+        return text
+
+    def _runs(self, text: str, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
+        """Runs of a text with marks; spans of the text without them say what is supervised."""
+        images = iter([segment for segment in segments if segment.text is None])
+        texts = iter([segment for segment in segments if segment.text is not None])
+        said, spans, inside = "", list[tuple[int, int]](), None
+        ended = False  # whether the end of a supervised turn has to follow
+        for piece in _MARKS.split(text):
+            if piece == _OPEN:
+                inside = next(texts)
+            elif piece == _CLOSE:
+                ended = inside is not None and inside.supervised and inside.ends
+                inside = None
+            elif piece == _IMAGE:
+                yield from self._run(said, spans)
+                said, spans = "", []
+                yield next(images)
+            else:
+                start = len(said)
+                said += piece
+                if inside is not None and inside.supervised:
+                    spans.append((start, len(said)))
+                elif ended and inside is None:
+                    if not piece.startswith(self._closing):
+                        raise LabError(
+                            f"chat template: it ends one answer with {self._closing!r}, another with "
+                            f"{piece[:20]!r}"
+                        )
+                    spans.append((start, start + len(self._closing)))
+                    ended = False
+        yield from self._run(said, spans)
+
+    def _run(self, text: str, spans: Sequence[tuple[int, int]]) -> Iterator[Run]:
+        if text:
+            ids, places = self._encode(text)
+            yield Run(
+                ids,
+                [any(start < until and since < stop for since, until in spans) for start, stop in places],
+            )
+
+    def _encoded(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        """Ids, and where in the text each of them is."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"]))
+
+    def _harmless(self, text: str) -> str:
+        """A text of the data without what means something to the template or to the tokenizer."""
+        if text in (IMAGE_START, _BETWEEN):
+            return text
+        text = _MARKS.sub("\ufffd", text.strip())
+        for token in self._special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+
+def _numbered(segments: Sequence[Segment]) -> Iterator[tuple[Role, int, Segment]]:
+    """Segments with their role and the number of their turn; what is outside turns goes to the user's."""
+    number, before = 0, ""
+    for segment in segments:
+        if segment.text == BOS and not segment.role:
+            continue  # the template's business
+        role: Role = segment.role or ("assistant" if segment.supervised else "user")
+        if segment.text == EOS and not segment.role:
+            segment = replace(segment, text="", ends=True)
+        number += role != before
+        before = role if role == "user" or not segment.ends else ""
+        yield role, number, segment
+
+
+def _joined(turn: Sequence[tuple[Role, int, Segment]]) -> list[Segment]:
+    """The segments of a turn, with what stands between them; it is supervised if both sides are."""
+    found: list[Segment] = []
+    for _, _, segment in turn:
+        if found and segment.text != "":
+            both = found[-1].supervised and segment.supervised
+            found.append(Segment(text=_BETWEEN, supervised=both))
+        found.append(segment)
+    return found
