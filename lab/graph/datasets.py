@@ -1,7 +1,7 @@
 """Data sets that mixes name: where they lie, what they hold, and that a stage depends on them.
 
-The index of a data set (lab/samples/index.py) is kept in `.lab/data` beside the folder that it is in; its name
-is a hash of the data set's content, its format and the readers' code, so a stale one is never used.
+The index of a data set (lab/samples/index.py) is kept in `.lab/data` beside the folder that it is in; its
+name is a hash of the data set's content, its format and the readers' code, so a stale one is never used.
 """
 
 from __future__ import annotations

@@ -115,5 +115,7 @@ def test_a_prompt_that_does_not_fit_is_refused(
     taken = int(
         arm.collate((query.task,))([prompt]).mask.sum()
     )  # with the answer, which the message leaves out
-    with pytest.raises(LabError, match=str(taken - len(arm.tokenizer.encode(f"{prompt.segments[-1].text} {EOS}")))):
+    with pytest.raises(
+        LabError, match=str(taken - len(arm.tokenizer.encode(f"{prompt.segments[-1].text} {EOS}")))
+    ):
         check_length(arm, [prompt], 8)
