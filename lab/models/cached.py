@@ -76,18 +76,37 @@ def encode_all(
     pictures: Sequence[Picture],
     writer: FeatureWriter,
     device: torch.device | str = "cpu",
+    known: Sequence[Features] = (),
     said: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Encode what the writer does not have yet.
+    """Encode what neither the writer nor earlier features have.
 
     Args:
         encode: `encode` of an encoder in eval mode, on the device.
         pictures: each asked for once, in order.
         writer: gets their features.
         device: where to encode.
+        known: features of the same encoder, from which images are taken that are there.
         said: called with the number of images that are safe, after every shard.
     """
     for first in range(writer.done, len(pictures), BATCH):
         chunk = [pictures[row] for row in range(first, min(first + BATCH, len(pictures)))]
-        if writer.add(encode(images_of(chunk).to(device))):
+        rows = _taken(known, [picture.key for picture in chunk])
+        missing = [number for number in range(len(chunk)) if number not in rows]
+        if missing:
+            made = encode(images_of([chunk[number] for number in missing]).to(device)).cpu()
+            rows |= dict(zip(missing, made, strict=True))
+        if writer.add(torch.stack([rows[number] for number in range(len(chunk))])):
             said(writer.done)
+
+
+def _taken(known: Sequence[Features], keys: Sequence[str]) -> dict[int, Tensor]:
+    """Number of an image -> its features (N, D_v), of images that are known."""
+    found: dict[int, Tensor] = {}
+    for features in known:
+        left = [number for number in range(len(keys)) if number not in found]
+        there = features.has([keys[number] for number in left])
+        here = [number for number, one in zip(left, there, strict=True) if one]
+        if here:
+            found |= dict(zip(here, features([keys[number] for number in here]), strict=True))
+    return found

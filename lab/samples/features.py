@@ -122,11 +122,17 @@ class Features:
         Raises:
             LabError: an image that is not there.
         """
-        rows = self._find(keys)
+        rows, there = self._find(keys)
+        if not there.all():
+            absent = [key for key, one in zip(keys, there, strict=True) if not one]
+            raise LabError(
+                f"{self.folder}: {len(absent)} of {len(keys)} images have no features there, the first is "
+                f"{absent[0]}; images that change from one look to the next (augmentation) cannot be cached"
+            )
         shards = rows // self.rows
-        first = int(shards[0]) if len(shards) else 0
-        if (shards == first).all():
-            return self._shard(first).index_select(0, torch.from_numpy(rows - first * self.rows))
+        if (shards == shards[:1]).all():
+            number = int(shards[0])
+            return self._shard(number).index_select(0, torch.from_numpy(rows - number * self.rows))
         found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
         for number in np.unique(shards):
             chosen = np.flatnonzero(shards == number)
@@ -134,22 +140,16 @@ class Features:
             found[torch.from_numpy(chosen)] = self._shard(int(number)).index_select(0, within)
         return found
 
-    def _find(self, keys: Sequence[str]) -> np.ndarray:
-        """Rows (I,) of images."""
+    def has(self, keys: Sequence[str]) -> np.ndarray:
+        """Which images (I,) are there, bool."""
+        return self._find(keys)[1]
+
+    def _find(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (I,) of images, and whether each is right; there is always one."""
         digests, rows = self._index
         asked = _digests(keys)
-        place = np.searchsorted(digests[:, 0], asked[:, 0]).clip(max=max(len(rows) - 1, 0))
-        absent = [
-            key
-            for key, one, spot in zip(keys, asked, place, strict=True)
-            if not len(rows) or (digests[spot] != one).any()
-        ]
-        if absent:
-            raise LabError(
-                f"{self.folder}: {len(absent)} of {len(keys)} images have no features there, the first is "
-                f"{absent[0]}; images that change from one look to the next (augmentation) cannot be cached"
-            )
-        return rows[place]
+        place = np.searchsorted(digests[:, 0], asked[:, 0]).clip(max=len(rows) - 1)
+        return rows[place], (digests[place] == asked).all(axis=1)
 
     @cached_property
     def _index(self) -> tuple[np.ndarray, np.ndarray]:

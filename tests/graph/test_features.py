@@ -24,7 +24,9 @@ from lab.graph.features.images import Images, check_constant, images_for
 from lab.graph.features.stage import features_of
 from lab.graph.features.timing import Times
 from lab.models import cached
+from lab.models.store import load_component
 from lab.samples import features
+from lab.samples.batch import images_of
 from lab.samples.features import Features
 from lab.samples.segments import Picture
 
@@ -276,6 +278,31 @@ def test_a_killed_stage_goes_on_after_its_last_whole_shard(
     keys = images_for(prepare(folder, load_params(folder / "params.yaml"), "align_features")).keys
     assert torch.equal(one(keys), other(keys))
     assert not list((folder / ".lab" / "work").glob("*"))
+
+
+def test_another_seed_encodes_what_no_other_stage_has(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`instruct` sees some of the images that `align` has seen; these are taken from there, bit for bit."""
+    encode, encoded = cached.encode, []
+
+    def counted(encoder: Any, pooled: Any, pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return encode(encoder, pooled, pixels)
+
+    monkeypatch.setattr(cached, "encode", counted)
+    found = run_stage("instruct_features", "understanding")
+    assert found["cache/reused"] > 0
+    assert sum(encoded[7:]) == found["cache/images"] - found["cache/reused"]
+    assert f"images ({found['cache/reused']:.0f} from other stages)" in capsys.readouterr().out
+    record = json.loads((made / "output/instruct_features/understanding/features.json").read_text())
+    stored = Features(made / "output/instruct_features/understanding", record["key"])
+    context = prepare(made, load_params(made / "params.yaml"), "instruct_features", "understanding")
+    images = images_for(context)
+    encoder = load_component(made / "output" / "encoder")
+    pixels = images_of(list(images))
+    expected = torch.cat([encode(encoder, None, chunk) for chunk in pixels.split(cached.BATCH)])
+    assert torch.equal(stored(images.keys), expected)
 
 
 def test_images_that_change_are_refused() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lab.graph.execution import Context
-    from lab.samples.features import Features
+    from lab.graph.features.images import Images
+    from lab.graph.features.timing import Times
+    from lab.samples.features import Features, FeatureWriter
 
 
 def features_of(context: Context) -> Features | None:
@@ -47,7 +50,7 @@ def cache_features(context: Context) -> dict[str, float]:
     from lab.graph.features.timing import measure
     from lab.models.cached import BATCH, encode, encode_all, facts_of
     from lab.samples.batch import images_of
-    from lab.samples.features import FeatureWriter, bytes_of, write_record
+    from lab.samples.features import FeatureWriter, write_record
 
     began = time.perf_counter()
     settings: FeaturesParams = context.params.fitted(context.stage)
@@ -61,6 +64,9 @@ def cache_features(context: Context) -> dict[str, float]:
     check_constant(images, lambda pixels: encode_on(pixels.to(device)), BATCH)
     pixels = images_of(images[:BATCH]).to(device)
     features = encode_on(pixels).cpu()
+    writer = FeatureWriter(context.node.work, (features.shape[1], features.shape[2]), settings.dtype, BATCH)
+    key = _key(context, folder)
+    known = _known(context, key)
     times = measure(
         lambda: images_of(images[:BATCH]),
         lambda: encode_on(pixels).cpu(),
@@ -68,50 +74,75 @@ def cache_features(context: Context) -> dict[str, float]:
         settings.dtype,
         context.out,
     )
-    shape = features.shape[1], features.shape[2]
-    size = bytes_of(shape, settings.dtype)
-    writer = FeatureWriter(context.node.work, shape, settings.dtype, BATCH)
-    without, with_cache = times.totals(len(images), images.uses * _readers(context))
-    asked = settings.cache == "on" or writer.done > 0  # what an earlier attempt has begun is finished
-    cached = asked or (with_cache < without and size * len(images) < _room(context.out))
-    print(
-        f"{context.node.label}: {'caches' if cached else 'does not cache'} {len(images):,} images, "
-        f"{size * len(images) / 2**20:,.0f} MB in {settings.dtype}: one takes {1e3 * times.encoding:.2f} ms "
-        f"to make and encode, {1e3 * times.reading:.2f} ms to read; in all {without:.1f} s without a cache, "
-        f"{with_cache:.1f} s with one{'' if settings.cache == 'auto' else f' (cache: {settings.cache})'}",
-        flush=True,
-    )
+    cached, metrics = _decide(context, images, writer, known, times)
     if cached:
-        if size * (len(images) - writer.done) > _room(context.out):
-            raise LabError(
-                f"{context.node.label}: features take {size * len(images) / 2**30:.1f} GB, but "
-                f"{_room(context.out) / 2**30:.1f} GB are free there; choose stages.features.dtype bf16, or "
-                "cache: off"
-            )
-        encode_all(encode_on, images, writer, device, _progress(context.node.label, len(images)))
-        facts = {"cached": True, "key": _key(context, folder), "encoder": facts_of(encoder, context.out)}
+        said = _progress(context.node.label, len(images))
+        encode_all(encode_on, images, writer, device, known, said)
+        facts = {"cached": True, "key": key, "encoder": facts_of(encoder, context.out)}
         writer.publish(context.out, images.keys, facts)
     else:
         write_record(context.out, {"cached": False})
-    return {
-        **images.counts,
+    return {**images.counts, **metrics, "cost/train_seconds": time.perf_counter() - began}
+
+
+def _decide(
+    context: Context, images: Images, writer: FeatureWriter, known: Sequence[Features], times: Times
+) -> tuple[bool, dict[str, float]]:
+    """Whether to cache, said to the person, and what that follows from, as metrics.
+
+    Raises:
+        LabError: a cache is asked for, and does not fit the disk.
+    """
+    import numpy as np
+
+    from lab.samples.features import bytes_of
+
+    settings, label = context.params.fitted(context.stage), context.node.label
+    reused = int(np.any([one.has(images.keys) for one in known], axis=0).sum())
+    without, with_cache = times.totals(len(images) - reused, images.uses * _readers(context))
+    row = bytes_of(writer.shape, writer.dtype)
+    size, room = row * len(images), shutil.disk_usage(context.out).free + row * writer.done
+    asked = settings.cache == "on" or writer.done > 0  # what an earlier attempt has begun is finished
+    cached = asked or (with_cache < without and size < room)
+    print(
+        f"{label}: {'caches' if cached else 'does not cache'} {len(images):,} images"
+        f"{f' ({reused:,} from other stages)' if reused else ''}, {size / 2**20:,.1f} MB in {writer.dtype}: "
+        f"one takes {1e3 * times.encoding:.2f} ms to make and encode, {1e3 * times.reading:.2f} ms to read; "
+        f"in all {without:.1f} s without a cache, {with_cache:.1f} s with one"
+        f"{'' if settings.cache == 'auto' else f' (cache: {settings.cache})'}",
+        flush=True,
+    )
+    if cached and size > room:
+        raise LabError(
+            f"{label}: features take {size / 2**30:.1f} GB, but {room / 2**30:.1f} GB are free there; choose "
+            "stages.features.dtype bf16, or cache: off"
+        )
+    return cached, {
         "cache/cached": float(cached),
-        "cache/megabytes": size * len(images) / 2**20 if cached else 0.0,
+        "cache/reused": float(reused),
+        "cache/megabytes": size / 2**20 if cached else 0.0,
         "cache/encoding_ms": 1e3 * times.encoding,
         "cache/reading_ms": 1e3 * times.reading,
         "cache/seconds_without": without,
         "cache/seconds_with": with_cache,
-        "cost/train_seconds": time.perf_counter() - began,
     }
+
+
+def _known(context: Context, key: Mapping[str, str]) -> list[Features]:
+    """Features of this key that other stages of the pipeline have cached, of other seeds and mixes."""
+    from lab.samples.features import RECORD, Features, read_record
+
+    output = context.folder / "output"
+    found = []
+    for record in [*output.glob(f"*_features/{RECORD}"), *output.glob(f"*_features/[!.]*/{RECORD}")]:
+        with suppress(LabError):  # of something else, or gone by now
+            if record.parent != context.node.output and read_record(record.parent)["cached"]:
+                found.append(Features(record.parent, key))
+    return found
 
 
 def _progress(label: str, images: int) -> Callable[[int], None]:
     return lambda done: print(f"{label}: {done:,} of {images:,} images", flush=True)
-
-
-def _room(folder: Path) -> int:
-    """Bytes that are free."""
-    return shutil.disk_usage(folder).free
 
 
 def _encoder(context: Context) -> tuple[Any, Path]:
