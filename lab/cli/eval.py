@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from lab.errors import LabError
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arm", metavar="RUN", help="a trained arm (linear-understanding) or its folder")
@@ -13,6 +15,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="which to run, all that the arm admits if left out; docs/evaluation.md has what they are",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="a registered data set instead of the built-in world; protocols: vqa exact pope caption box",
+    )
+    parser.add_argument(
+        "--split", metavar="SPLIT", help="of the data set (test, or what it has of held-out rows)"
     )
     parser.add_argument(
         "--shots",
@@ -27,7 +37,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="at most so many questions of a kind, captions, prompts and edits (%(default)s)",
+        help="at most so many questions of a kind, captions, prompts and edits; with --data, rows, "
+        "0 for all (%(default)s)",
     )
     parser.add_argument(
         "--features",
@@ -44,10 +55,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.data is not None:
+        _on_data(args)
+        return
+    if args.split is not None:
+        raise LabError("--split is of a data set; name one with --data")
     from lab.evaluation.subject import Asking
     from lab.graph.evaluations import evaluate_run
     from lab.reports.evaluation import evaluation_table
 
     asking = Asking(samples=args.samples, features=args.features, clip=args.clip)
     results = evaluate_run(args.arm, args.protocol, args.shots, asking)
+    print(evaluation_table(results))
+
+
+def _on_data(args: argparse.Namespace) -> None:
+    from lab.graph.outside import evaluate_on
+    from lab.reports.evaluation import evaluation_table
+
+    if args.samples < 0 or args.shots != [0]:
+        raise LabError("--samples must be at least 0, and --shots are for the built-in world")
+    results = evaluate_on(args.arm, args.data, args.protocol, args.split, args.samples)
     print(evaluation_table(results))

@@ -56,7 +56,7 @@ def grounding_scores(
     """
     true = np.stack([boxes[answer.sample_id] for answer in answers]).astype(np.float64)  # (n, 4)
     given = [read_box(world, answer.given) for answer in answers]
-    iou = np.array([0.0 if box is None else _iou(box, one) for box, one in zip(given, true, strict=True)])
+    iou = np.array([0.0 if box is None else iou_of(box, one) for box, one in zip(given, true, strict=True)])
     chance, chance_iou = _best_constants(true, world)
     return GroundingScores(
         right=(iou >= RIGHT).astype(float),
@@ -67,7 +67,7 @@ def grounding_scores(
     )
 
 
-def _iou(first: np.ndarray, second: np.ndarray) -> float:
+def iou_of(first: np.ndarray, second: np.ndarray) -> float:
     """Intersection over union of two boxes (4,)."""
     overlap = np.prod((np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])).clip(0))
     areas = np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lab.samples.datasets import DataSet
 
 FOLDER = "datasets"
+KEPT = Path(".lab", "data")
 QUARANTINE = "quarantine"
 _CODE = ("lab/samples/readers", "lab/samples/index.py", "lab/samples/images.py")
 
@@ -50,9 +51,9 @@ def locate(entry: DataSetParams, folder: Path) -> Path:
     )
 
 
-def hash_of(root: Path) -> str:
+def hash_of(root: Path, kept: Path | None = None) -> str:
     """The hash of a data set's files as DVC has it; computed anew only where a file has changed."""
-    memory = Memory(_kept(root) / f"hash-{_short(str(root))}.json")
+    memory = Memory((kept or _kept(root)) / f"hash-{_short(str(root))}.json")
     found = memory.md5(root)
     memory.save()
     return str(found)
@@ -84,14 +85,20 @@ def open_data_set(name: str, entry: DataSetParams, folder: Path) -> DataSet:
     return data
 
 
-def indexed(name: str, entry: DataSetParams, root: Path) -> DataSet:
-    """A data set whose folder is known, whatever its policy."""
+def indexed(name: str, entry: DataSetParams, root: Path, kept: Path | None = None) -> DataSet:
+    """A data set whose folder is known, whatever its policy.
+
+    Args:
+        name, entry: as it is, or would be, registered.
+        root: its folder.
+        kept: where indices are kept, if not beside it.
+    """
     from lab.samples.datasets import DataSet
     from lab.samples.index import Index, build
 
     code = "".join(file.read_text() for place in _CODE for file in _files(REPOSITORY / place))
-    key = _short(f"{hash_of(root)}/{entry.format}/{entry.limit}/{code}")
-    place = _kept(root) / key
+    key = _short(f"{hash_of(root, kept)}/{entry.format}/{entry.limit}/{code}")
+    place = (kept or _kept(root)) / key
     with _alone(place.with_suffix(".lock")):
         whole = (place / "index.json").exists()
         index = Index(root, place) if whole else build(root, entry.format, entry.limit, place)
@@ -140,7 +147,7 @@ def entry_of(name: str, entries: Mapping[str, DataSetParams]) -> DataSetParams:
 def _kept(root: Path) -> Path:
     """Where what is known of a data set is kept: beside the folder that it is in."""
     home = root.parent.parent if root.parent.name == FOLDER else root.parent
-    return home / ".lab" / "data"
+    return home / KEPT
 
 
 def _files(place: Path) -> Sequence[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,16 +139,19 @@ class Material:
 
     def upstream(self, reads: Sequence[str]) -> dict[str, str]:
         """What is read -> hash of its bytes."""
-        found = {file: hashed(self.data / file).md5 for file in _data_files()}
-        for place in sorted(self.arm.iterdir()):
-            if place.name != "node.json":  # says how the arm was made, not what it is
-                found[f"arm/{place.name}"] = hashed(place).md5
+        found = {file: hashed(self.data / file).md5 for file in _data_files()} | self.weights
         for name in reads:
             if (place_of := self.part(name)) is None:
                 continue
             files = sorted(place_of.glob("*.*")) if place_of.is_dir() else [place_of]
             found |= {f"{name}/{file.name}": hashed(file).md5 for file in files if file.name != "node.json"}
         return found
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """What the arm is made of -> hash of its bytes; not how it was made, which node.json says."""
+        places = [place for place in sorted(self.arm.iterdir()) if place.name != "node.json"]
+        return {f"arm/{place.name}": hashed(place).md5 for place in places}
 
     @cached_property
     def code(self) -> list[str]:
@@ -245,10 +248,30 @@ def _result(
         chosen = Path(getattr(asking, setting))  # a word, or a folder, which counts by its content
         parameters[setting] = hashed(chosen).md5 if chosen.is_dir() else str(chosen)
     content = content_of("eval", name, parameters, material.code, material.upstream(protocol.reads))
-    key = identify(content)
-    file = RESULTS / f"{key}.json"
     details = [f"{asking.shots} shot{'' if asking.shots == 1 else 's'}"] if protocol.in_context else []
     label = ", ".join([name, *details, *([choice] if choice else [])])
+    head = {"protocol": name, "shots": asking.shots, "choice": choice}
+    return remembered(head, content, label, say, lambda: protocol.measure(material.subject, asking))
+
+
+def remembered(
+    head: Mapping[str, Any],
+    content: Mapping[str, Any],
+    label: str,
+    say: Callable[[str], None],
+    measure: Callable[[], Mapping[str, Figure]],
+) -> dict[str, Any]:
+    """The stored result of a measurement, or a fresh one, which is then stored.
+
+    Args:
+        head: what the result begins with.
+        content: all that its figures follow from.
+        label: of the measurement, for what is said.
+        say: gets a line on what is done or reused.
+        measure: gives the figures.
+    """
+    key = identify(content)
+    file = RESULTS / f"{key}.json"
     try:
         stored = dict(json.loads(file.read_text()))
     except (OSError, ValueError):
@@ -257,12 +280,10 @@ def _result(
         say(f"{label}: measured before ({file})")
         return stored
     start = time.perf_counter()
-    figures = protocol.measure(material.subject, asking)
+    figures = measure()
     seconds = time.perf_counter() - start
     found = {
-        "protocol": name,
-        "shots": asking.shots,
-        "choice": choice,
+        **head,
         "key": key,
         "figures": {title: _plain(figure) for title, figure in figures.items()},
         "seconds": round(seconds, 1),
