@@ -154,9 +154,10 @@ def _mlflow() -> Iterator[Finding]:
 
 
 def _optuna() -> Iterator[Finding]:
-    from lab.search.study import storage_url
+    from lab.search.storage import default_url
 
-    yield _store("optuna storage", storage_url(), "studies", "SELECT COUNT(*) FROM studies")
+    url = default_url("", several=False)
+    yield _store("optuna storage", url, "studies", "SELECT COUNT(*) FROM studies")
 
 
 def _store(name: str, uri: str, noun: str, query: str) -> Finding:

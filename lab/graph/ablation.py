@@ -796,13 +796,13 @@ def _resources(value: object, recipes: Sequence[Sequence[str]], mistakes: list[s
         where = f"resources.{stage}"
         if stage not in known:
             mistakes.append(f"resources: no stage '{stage}'{nearest(stage, known)}")
-        stated = _asked(value[stage], where, mistakes)
+        stated = asked(value[stage], where, mistakes)
         usual = stated if stage == "default" else usual
         found[stage] = Resources(**{**usual, **stated})
     return found
 
 
-def _asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
+def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
     """Fields of resources, those that are right."""
     names = [one.name for one in fields(Resources)]
     if not isinstance(value, Mapping):

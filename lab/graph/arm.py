@@ -10,19 +10,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lab.config import Params, check_params, read_tree, tree_of
 from lab.errors import LabError, nearest
+from lab.graph.claim import ClaimedError
 from lab.graph.datasets import registered
 from lab.graph.execution import Context, execute, prepare
-from lab.graph.node import RECORD
+from lab.graph.node import RECORD, clear
 from lab.graph.small import small_params
 from lab.graph.stages import data_sets_of, instance_kinds, stages_of
 from lab.graph.system import read_system
+
+_LOOK = 0.5  # seconds between two looks at nodes that others train
 
 
 def train(declaration: str | None, overrides: list[str]) -> None:
@@ -43,32 +49,48 @@ def train(declaration: str | None, overrides: list[str]) -> None:
         print(f"{name:40} {value:8.3f}{interval}")
 
 
-def run_trial(settings: Mapping[str, Any], report: Callable[[int, float], None]) -> dict[str, float]:
+def run_trial(
+    settings: Mapping[str, Any], report: Callable[[int, float], bool], rungs: Collection[int] = ()
+) -> dict[str, float]:
     """One trial of a sweep: the stages that its settings change, then the evaluation.
 
     Args:
         settings: dotted key -> value; `connector` and `mix` choose the arm.
-        report: called with (step, score) during instruction tuning, higher is better (see HeldOutScore); it
-            may raise to stop the trial.
+        report: called with (step, score) during instruction tuning, higher is better (see HeldOutScore). It
+            says whether to pause there, with the state kept for another call; it may raise to stop the trial.
+        rungs: steps at which to call it; four in between if none is stated.
 
     Returns:
         Metrics of the evaluation.
+
+    Raises:
+        Paused: as `report` asked for.
     """
     from lab.training.progress import HeldOutScore
 
-    folder = Path.cwd()
-    params = _single(
-        _declared(folder, None, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-    )
+    folder, params = Path.cwd(), _of_trial(settings)
     callback = HeldOutScore(report)
 
     def watch(context: Context) -> None:
         if context.stage == "instruct":
-            callback.prepare(context.tasks("validation"), context.params.fitted("instruct").steps)
+            steps = context.params.fitted("instruct").steps
+            callback.prepare(context.tasks("validation"), steps, rungs)
             context.callbacks = (callback,)
 
     result = run_chain(folder, arm_folder(folder, params), params, watch)
     return {name: float(value) for name, value in result["metrics"].items()}
+
+
+def forget_trial(settings: Mapping[str, Any]) -> None:
+    """Removes the state that a trial which is not to go on has left."""
+    folder, params = Path.cwd(), _of_trial(settings)
+    instance = [params.connectors[0], next(iter(params.mixes))]
+    clear(prepare(arm_folder(folder, params), params, "instruct", *instance, home=folder).node.work)
+
+
+def _of_trial(settings: Mapping[str, Any]) -> Params:
+    changes = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return _single(_declared(Path.cwd(), None, changes))
 
 
 def arm_folder(folder: Path, params: Params) -> Path:
@@ -95,33 +117,59 @@ def run_chain(
     Returns:
         The metrics of the last stage.
     """
-    import yaml
-
     arm.mkdir(parents=True, exist_ok=True)
-    (arm / "params.yaml").write_text(yaml.safe_dump(tree_of(params), sort_keys=False))
+    _write(arm / "params.yaml", yaml.safe_dump(tree_of(params), sort_keys=False))
     instance = {"connector": params.connectors[0], "mix": next(iter(params.mixes))}
+    stages, left = stages_of(params), list(params.recipe)
     metrics: dict[str, Any] = {}
-    for name in params.recipe:
-        words = [instance[kind] for kind in instance_kinds(stages_of(params)[name])]
-        context = prepare(arm, params, name, *words, home=folder)
-        link, node = context.node.output, folder / ".lab" / "nodes" / context.node.identity
-        declared = folder / "output" / link.relative_to(arm / "output")
-        stated = folder / "metrics" / context.numbers.relative_to(arm / "metrics")
-        for place, numbers in ((declared, stated), (node, node.with_suffix(".json"))):
-            # data alone has no metrics; elsewhere a kill may have come between them and the output
-            if _identity(place) == context.node.identity and (numbers.exists() or name == "data"):
-                metrics = json.loads(numbers.read_text()) if numbers.exists() else {}
-                _link(link, place)
-                _write(context.numbers, metrics)
-                print(f"{context.node.label}: reused from {os.path.relpath(place, folder)}", flush=True)
-                break
+    while left:
+        for name in left:
+            if {place.partition("/")[0] for place in stages[name].upstream} & set(left):
+                continue
+            words = [instance[kind] for kind in instance_kinds(stages[name])]
+            context = prepare(arm, params, name, *words, home=folder)
+            try:
+                if (found := _reused(folder, context)) is None:
+                    found = _trained(folder, context, watch)
+            except ClaimedError:  # somebody trains this very node: its output will do here as well
+                continue
+            left.remove(name)
+            metrics = found
+            break
         else:
-            watch(context)
-            context.node = replace(context.node, output=node)
-            metrics = execute(context)
-            _write(node.with_suffix(".json"), metrics)
-            _link(link, node)
+            time.sleep(_LOOK)
     return metrics
+
+
+def _reused(folder: Path, context: Context) -> dict[str, Any] | None:
+    """The metrics of a stage whose node exists, which is linked; None where it has to run."""
+    arm, link = context.folder, context.node.output
+    node = _node(folder, context)
+    declared = folder / "output" / link.relative_to(arm / "output")
+    stated = folder / "metrics" / context.numbers.relative_to(arm / "metrics")
+    for place, numbers in ((declared, stated), (node, node.with_suffix(".json"))):
+        # data alone has no metrics; elsewhere a kill may have come between them and the output
+        if _identity(place) == context.node.identity and (numbers.exists() or context.stage == "data"):
+            metrics = json.loads(numbers.read_text()) if numbers.exists() else {}
+            _link(link, place)
+            _write(context.numbers, json.dumps(metrics, indent=2) + "\n")
+            print(f"{context.node.label}: reused from {os.path.relpath(place, folder)}", flush=True)
+            return metrics
+    return None
+
+
+def _trained(folder: Path, context: Context, watch: Callable[[Context], None]) -> dict[str, Any]:
+    watch(context)
+    link, node = context.node.output, _node(folder, context)
+    context.node = replace(context.node, output=node)
+    metrics = execute(context)
+    _write(node.with_suffix(".json"), json.dumps(metrics, indent=2) + "\n")
+    _link(link, node)
+    return metrics
+
+
+def _node(folder: Path, context: Context) -> Path:
+    return folder / ".lab" / "nodes" / context.node.identity
 
 
 def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Params:
@@ -131,6 +179,8 @@ def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Pa
         path = Path(declaration)
         if "small" in (tree := read_tree(path)) or "full" in tree:
             return small_params(read_system(path), path, overrides, registered(folder))
+        if {field.name for field in fields(Params) if field.default is MISSING} <= tree.keys():
+            return check_params(read_tree(path, overrides), declaration)  # whole, as the best of a sweep
         changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(tree)]
     source = folder / "params.yaml"
     return check_params(read_tree(source, [*changes, *overrides]), declaration or str(source.name))
@@ -162,17 +212,21 @@ def _identity(place: Path) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
+    """Links an output, all or nothing: two trials may be of one arm."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink():
-        link.unlink()
-    elif link.exists():
+    if link.exists() and not link.is_symlink():
         shutil.rmtree(link)
-    link.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+    draft = link.with_name(f".{link.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+    os.replace(draft, link)
 
 
-def _write(path: Path, metrics: Mapping[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    os.replace(draft, path)
 
 
 def find_arm(run: str) -> Path:

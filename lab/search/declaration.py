@@ -1,17 +1,19 @@
 """A sweep's declaration: what is varied, what is sought, how long. Checked in full before anything runs.
 
-objective: understanding/vqa          # a metric of the evaluation
-direction: maximize
-trials: 6                             # finished ones, over all runs of the command
-sampler: tpe                          # or random
-pruner: median                        # or hyperband, none
+objectives: {understanding/vqa: maximize}   # metrics of the evaluation; several give a Pareto front
+trials: 6                                   # finished ones, over all runs of the command
+sampler: tpe                                # see methods.py for these two
+pruner: median
 seed: 0
-set:                                  # the same in every trial; keys as for `lab train KEY=VALUE`
+set:                                        # the same in every trial; keys as for `lab train KEY=VALUE`
   stages.instruct.steps: 200
 space:
   connector: {choices: [linear, q_former]}
   connector.num_queries: {int: [8, 32], when: {connector: q_former}}
   stages.instruct.learning_rate.connector: {log: [3.0e-4, 3.0e-3]}
+  mix: {simplex: {understanding: {vqa: 7, caption: 1}, generation: {text_to_image: 1}}}
+constraints: {parameters: 2.0e+6, seconds: 300}   # at most, estimated before a trial trains
+fidelity: {steps: [50, 100]}                # rungs at which asha and hyperband decide who goes on
 """
 
 from __future__ import annotations
@@ -19,69 +21,73 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from lab.config import load_params, read_tree
+from lab.config import Params, load_params, read_tree
 from lab.errors import LabError, nearest
+from lab.graph.ablation import Resources, asked
 from lab.reports.measures import MEASURES
+from lab.search.limits import LIMITS
+from lab.search.methods import PRUNERS, SAMPLERS, misfits
+from lab.search.space import Dimension, contexts, grid, mapping, number, read_space, unknown
 
 DIRECTIONS = ("maximize", "minimize")
-SAMPLERS = ("tpe", "random")
-PRUNERS = ("median", "hyperband", "none")
+_TRIALS = 10  # where neither the file nor a grid says how many
 _DEFAULTS: dict[str, Any] = {
     "name": None,
-    "objective": None,
-    "direction": "maximize",
-    "trials": 10,
+    "objectives": None,
+    "trials": None,
     "sampler": "tpe",
-    "pruner": "median",
+    "pruner": None,
     "seed": 0,
     "storage": None,
     "set": {},
     "space": None,
+    "constraints": {},
+    "fidelity": None,
+    "resources": {},
 }
-_RANGES = {"log": float, "float": float, "int": int}
+_SHAPING = ("objectives", "sampler", "pruner", "seed", "constraints", "fidelity")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One dimension of the space.
+class Fidelity:
+    """Rungs of a training: a trial that is not among the best of its rung waits there.
 
     Attributes:
-        key: What it sets, as in `lab train KEY=VALUE`.
-        kind: ``choices``, ``log``, ``float`` or ``int``.
-        values: The choices, or lower and upper bound.
-        when: Earlier dimensions and the values under which this one exists.
+        unit: "steps" or "samples", of instruction tuning.
+        rungs: amounts, ascending; the whole training comes after the last.
+        reduction: one of so many goes on.
     """
 
-    key: str
-    kind: str
-    values: tuple[Any, ...]
-    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    def exists(self, chosen: Mapping[str, Any]) -> bool:
-        """Whether the dimension exists under what was chosen so far."""
-        return all(key in chosen and chosen[key] in values for key, values in self.when.items())
+    unit: str
+    rungs: tuple[int, ...]
+    reduction: int = 3
 
 
 @dataclass(frozen=True)
 class Declaration:
     """A checked sweep."""
 
+    path: Path
     name: str
-    objective: str
-    direction: Literal["maximize", "minimize"]
+    objectives: Mapping[str, str]  # metric -> maximize or minimize
     trials: int
     sampler: str
     pruner: str
     seed: int
     storage: str | None
     fixed: Mapping[str, Any]
-    space: tuple[Choice, ...]
+    space: tuple[Dimension, ...]
+    constraints: Mapping[str, float]
+    fidelity: Fidelity | None
+    resources: Resources  # of a worker on a cluster
+    trained: tuple[str, ...]  # stages that the space changes, in the order of the recipe
     experiment: str
     study: str  # name and a digest of all that shapes its trials: what is changed is another study
 
@@ -90,37 +96,50 @@ def read(path: Path, folder: Path) -> Declaration:
     """Reads and checks a declaration.
 
     Args:
-        path: Of the YAML file.
-        folder: Of the params.yaml that the trials start from.
+        path: of the YAML file.
+        folder: of the params.yaml that the trials start from.
 
     Raises:
-        LabError: Naming every mistake at once.
+        LabError: naming every mistake at once.
     """
     tree = _tree(path)
     base = folder / "params.yaml"
     params = load_params(base)
-    mistakes = [f"unknown key '{key}'{nearest(str(key), _DEFAULTS)}" for key in tree if key not in _DEFAULTS]
+    mistakes = unknown(tree, tuple(_DEFAULTS))
     values = {**_DEFAULTS, "name": path.stem, **tree}
+    objectives = _objectives(values["objectives"], mistakes)
+    several = len(objectives) > 1
+    if values["pruner"] is None:
+        values["pruner"] = "none" if several else "asha" if values["fidelity"] else "median"
     mistakes += _scalars(values)
-    fixed = {str(key): _number(value) for key, value in _mapping(values["set"], "set", mistakes).items()}
-    space = _space(values["space"], mistakes)
-    mistakes += _settings(base, fixed, space)
+    fixed = {str(key): number(value) for key, value in mapping(values["set"], "set", mistakes).items()}
+    space = read_space(values["space"], mistakes)
+    constraints = _constraints(values["constraints"], mistakes)
+    variants = _settings(base, fixed, space, mistakes)
+    fidelity = _fidelity(values["fidelity"], variants, mistakes)
+    mistakes += misfits(values["sampler"], values["pruner"], several, space, fidelity is not None)
+    trials = _trials(values["trials"], values["sampler"], space, mistakes)
+    resources = Resources(**asked(values["resources"], "resources", mistakes))
     if mistakes:
         raise LabError(f"{path}: " + "; ".join(mistakes))
-    shaping = [values[key] for key in ("objective", "direction", "sampler", "pruner", "seed")]
-    content = json.dumps([shaping, fixed, _plain(space), read_tree(base)], sort_keys=True, default=str)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-    name = str(values["name"])
+    from lab.graph.planning.arm import changed_stages
+
+    content = [[values[key] for key in _SHAPING], fixed, _plain(space), read_tree(base)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return Declaration(
-        **{
-            key: values[key]
-            for key in ("objective", "direction", "trials", "sampler", "pruner", "seed", "storage")
-        },
-        name=name,
+        path=path,
+        name=str(values["name"]),
+        objectives=objectives,
+        trials=trials,
+        **{key: values[key] for key in ("sampler", "pruner", "seed", "storage")},
         fixed=fixed,
         space=space,
+        constraints=constraints,
+        fidelity=fidelity,
+        resources=resources,
+        trained=changed_stages(variants),
         experiment=params.name,
-        study=f"{name}-{digest}",
+        study=f"{values['name']}-{digest}",
     )
 
 
@@ -140,142 +159,123 @@ def _tree(path: Path) -> dict[Any, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise LabError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise LabError(f"{path}: expected a mapping, with objective and space at least")
+        raise LabError(f"{path}: expected a mapping, with objectives and space at least")
     return tree
+
+
+def _objectives(stated: Any, mistakes: list[str]) -> dict[str, str]:
+    known = [measure.name for measure in MEASURES]
+    if not stated:
+        mistakes.append("missing 'objectives': what is sought, such as {understanding/vqa: maximize}")
+    found = {}
+    for name, direction in mapping(stated or {}, "objectives", mistakes).items():
+        metric = str(name)
+        if metric not in known and not metric.startswith((*(f"{one}/" for one in known), "validation/")):
+            mistakes.append(f"objectives: no metric '{metric}'{nearest(metric, known)}")
+        if direction not in DIRECTIONS:
+            mistakes.append(f"objectives.{metric}: no '{direction}'{nearest(str(direction), DIRECTIONS)}")
+        found[metric] = str(direction)
+    return found
 
 
 def _scalars(values: Mapping[str, Any]) -> list[str]:
     mistakes = []
-    known = [measure.name for measure in MEASURES]
-    objective = values["objective"]
-    if not isinstance(objective, str):
-        mistakes.append("missing 'objective': the metric that is sought, such as understanding/vqa")
-    elif objective not in known and not objective.startswith(
-        (*(f"{name}/" for name in known), "validation/")
-    ):
-        mistakes.append(f"objective: no metric '{objective}'{nearest(objective, known)}")
-    for key, valid in (("direction", DIRECTIONS), ("sampler", SAMPLERS), ("pruner", PRUNERS)):
+    for key, valid in (("sampler", tuple(SAMPLERS)), ("pruner", PRUNERS)):
         if values[key] not in valid:
             mistakes.append(f"{key}: no '{values[key]}'{nearest(str(values[key]), valid)}")
-    if type(values["trials"]) is not int or values["trials"] < 1:
-        mistakes.append(f"trials: a whole number of at least 1 is expected, not {values['trials']!r}")
     if type(values["seed"]) is not int or values["seed"] < 0:
         mistakes.append(f"seed: a whole number of at least 0 is expected, not {values['seed']!r}")
     if not isinstance(values["name"], str) or not values["name"].replace("-", "_").isidentifier():
         mistakes.append(f"name: letters, digits, - and _ are expected, not {values['name']!r}")
     if values["storage"] is not None and "://" not in str(values["storage"]):
-        mistakes.append(f"storage: a URL is expected, such as sqlite:///study.db, not {values['storage']!r}")
-    return mistakes
-
-
-def _space(tree: Any, mistakes: list[str]) -> tuple[Choice, ...]:
-    space: dict[str, Choice] = {}
-    if not tree:
-        mistakes.append("missing 'space': what is varied, such as connector: {choices: [linear, q_former]}")
-    for key, entry in _mapping(tree or {}, "space", mistakes).items():
-        where = f"space.{key}"
-        entry = _mapping(entry, where, mistakes)
-        kinds = [kind for kind in ("choices", *_RANGES) if kind in entry]
-        valid = {"choices", "when", *_RANGES}
-        mistakes += [
-            f"{where}: unknown key '{name}'{nearest(str(name), valid)}" for name in entry if name not in valid
-        ]
-        if len(kinds) != 1:
-            mistakes.append(f"{where}: exactly one of choices, log, float, int is expected")
-            continue
-        when = _when(entry.get("when", {}), space, where, mistakes)
-        values = entry[kinds[0]]
-        values = tuple(_number(value) for value in values) if isinstance(values, list) else ()
-        if fault := _fault(kinds[0], values):
-            mistakes.append(f"{where}: {fault}")
-            continue
-        cast = _RANGES.get(kinds[0])
-        space[str(key)] = Choice(str(key), kinds[0], tuple(map(cast, values)) if cast else values, when)
-    return tuple(space.values())
-
-
-def _fault(kind: str, values: tuple[Any, ...]) -> str:
-    if kind == "choices":
-        plain = all(isinstance(value, str | int | float) for value in values)
-        different = len({json.dumps(value) for value in values if plain}) == len(values)
-        return (
-            ""
-            if values and plain and different
-            else "choices: a list of different words or numbers is expected"
+        mistakes.append(
+            f"storage: a URL is expected, such as journal:///folder/study.journal, not {values['storage']!r}"
         )
-    numbers = [value for value in values if type(value) in (int, float)]
-    if len(values) != 2 or len(numbers) != 2 or not values[0] < values[1]:
-        return f"{kind}: [lowest, highest] is expected"
-    if kind == "log" and values[0] <= 0:
-        return "log: bounds above 0 are expected"
-    if kind == "int" and any(type(value) is not int for value in values):
-        return "int: whole bounds are expected"
-    return ""
-
-
-def _when(
-    tree: Any, space: Mapping[str, Choice], where: str, mistakes: list[str]
-) -> dict[str, tuple[Any, ...]]:
-    when = {}
-    earlier = {key: choice.values for key, choice in space.items() if choice.kind == "choices"}
-    for key, value in _mapping(tree, f"{where}.when", mistakes).items():
-        values = tuple(value) if isinstance(value, list) else (value,)
-        if key not in earlier:
-            hint = nearest(str(key), earlier)
-            mistakes.append(f"{where}.when: '{key}' has no choices above this line{hint}")
-            continue
-        mistakes += [
-            f"{where}.when: '{item}' is no choice of {key}{nearest(str(item), map(str, earlier[key]))}"
-            for item in values
-            if item not in earlier[key]
-        ]
-        when[str(key)] = values
-    return when
-
-
-def _settings(base: Path, fixed: Mapping[str, Any], space: tuple[Choice, ...]) -> list[str]:
-    """Tries every value in params.yaml, with just what it depends on: what a trial would meet is met now."""
-    try:
-        load_params(base, overrides(fixed))
-    except LabError as error:
-        return [f"set: {error}"]
-    mistakes = []
-    by_key = {choice.key: choice for choice in space}
-    for choice in space:
-        context: dict[str, Any] = {}
-        _add_conditions(choice, by_key, context)
-        for value in choice.values:
-            try:
-                load_params(base, overrides({**fixed, **context, choice.key: value}))
-            except LabError as error:
-                mistakes.append(f"space.{choice.key}: {error}")
-                if choice.kind != "choices":
-                    break  # both ends of a range fail alike
     return mistakes
 
 
-def _add_conditions(choice: Choice, by_key: Mapping[str, Choice], context: dict[str, Any]) -> None:
-    for key, values in choice.when.items():
-        _add_conditions(by_key[key], by_key, context)
-        context[key] = values[0]
+def _constraints(stated: Any, mistakes: list[str]) -> dict[str, float]:
+    found = {}
+    tree = mapping(stated, "constraints", mistakes)
+    mistakes += unknown(tree, tuple(LIMITS), "constraints: ")
+    for name, value in tree.items():
+        most = number(value)
+        if isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+            mistakes.append(f"constraints.{name}: a number above 0 is expected, not {value!r}")
+        else:
+            found[str(name)] = float(most)
+    return found
 
 
-def _mapping(tree: Any, where: str, mistakes: list[str]) -> dict[Any, Any]:
-    if isinstance(tree, dict):
-        return tree
-    mistakes.append(f"{where}: a mapping is expected, not {tree!r}")
-    return {}
+def _fidelity(stated: Any, variants: list[Params], mistakes: list[str]) -> Fidelity | None:
+    if stated is None:
+        return None
+    tree = mapping(stated, "fidelity", mistakes)
+    mistakes += unknown(tree, ("steps", "samples", "reduction"), "fidelity: ")
+    units = [unit for unit in ("steps", "samples") if unit in tree]
+    if len(units) != 1:
+        mistakes.append("fidelity: one of steps and samples is expected, such as {steps: [50, 100]}")
+        return None
+    rungs, reduction = tree[units[0]], tree.get("reduction", 3)
+    if type(reduction) is not int or reduction < 2:
+        mistakes.append(f"fidelity.reduction: a whole number of at least 2 is expected, not {reduction!r}")
+    whole = isinstance(rungs, list) and rungs and all(type(rung) is int and rung > 0 for rung in rungs)
+    if not whole or sorted(set(rungs)) != rungs:
+        mistakes.append(f"fidelity.{units[0]}: ascending whole numbers are expected, not {rungs!r}")
+        return None
+    for section in (variant.fitted("instruct") for variant in variants):
+        size = section.batch_size if units[0] == "samples" else 1
+        if section.budget:
+            mistakes.append("fidelity: stages.instruct has a budget; rungs need a stage that counts steps")
+        elif rungs[-1] >= section.steps * size:
+            most = section.steps * size
+            mistakes.append(f"fidelity.{units[0]}: below {most}, what instruct has in all, not {rungs[-1]}")
+        elif any(rung % size for rung in rungs):
+            mistakes.append(f"fidelity.samples: multiples of instruct's batch_size {size} are expected")
+        else:
+            continue
+        break
+    return Fidelity(units[0], tuple(rungs), reduction)
 
 
-def _number(value: Any) -> Any:
-    """YAML reads 1e-3 as text."""
-    if isinstance(value, str) and value[:1].isdigit():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _trials(stated: Any, sampler: str, space: tuple[Dimension, ...], mistakes: list[str]) -> int:
+    if stated is not None and (type(stated) is not int or stated < 1):
+        mistakes.append(f"trials: a whole number of at least 1 is expected, not {stated!r}")
+        return 0
+    if sampler == "grid" and not any(one.kind in ("log", "float", "simplex") for one in space):
+        most = 100_000
+        points = sum(1 for _ in islice(grid(space), most + 1))
+        if points > most:
+            mistakes.append(f"sampler grid: more than {most} points")
+        if stated is not None and stated > points:
+            mistakes.append(f"trials: the grid has {points} points, fewer than {stated}")
+        return stated or points
+    return stated or _TRIALS
 
 
-def _plain(space: tuple[Choice, ...]) -> list[Any]:
-    return [[choice.key, choice.kind, choice.values, dict(choice.when)] for choice in space]
+def _settings(
+    base: Path, fixed: Mapping[str, Any], space: tuple[Dimension, ...], mistakes: list[str]
+) -> list[Params]:
+    """Tries every value in params.yaml, with just what it depends on: what a trial would meet is met now."""
+    variants = []
+    try:
+        variants.append(load_params(base, overrides(fixed)))
+    except LabError as error:
+        mistakes.append(f"set: {error}")
+        return []
+    for dimension in space:
+        if dimension.key in fixed:
+            mistakes.append(f"space.{dimension.key}: stands in 'set' as well")
+        context = {**fixed, **contexts(space, dimension)}
+        for corner in dimension.corners():
+            try:
+                variants.append(load_params(base, overrides({**context, **dimension.settings(corner)})))
+            except LabError as error:
+                mistakes.append(f"space.{dimension.key}: {error}")
+                if dimension.kind != "choices":
+                    break  # both ends of a range fail alike
+    return variants
+
+
+def _plain(space: tuple[Dimension, ...]) -> list[Any]:
+    return [[one.key, one.kind, one.values, dict(one.when), one.parts] for one in space]

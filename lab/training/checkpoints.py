@@ -28,7 +28,7 @@ _OLD = 600.0  # seconds after which what another machine has begun to write coun
 
 
 class LastCheckpoint(pl.Callback):
-    """Writes `last.ckpt` every so many steps, and when a signal asks to leave, at the end of a step.
+    """Writes `last.ckpt` every so many steps, and when a signal or a callback asks to leave, at a step's end.
 
     Only sound states are written: a run that broke left its last good one, which a rerun starts from. It has
     to be the last callback, as the clock starts again after it.
@@ -45,7 +45,7 @@ class LastCheckpoint(pl.Callback):
         self.path, self.every, self.watch, self.ledger, self.sharded = path, every, watch, ledger, sharded
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.ledger.done % self.every == 0 or self.ledger.signal:
+        if self.ledger.done % self.every == 0 or self.ledger.signal or self.ledger.paused:
             self.watch.check()
             # a gradient can break before any loss shows it; the next step's loss will
             if not summed([float(not _finite(module))])[0]:

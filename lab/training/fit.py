@@ -22,7 +22,7 @@ from lab.training.checkpoints import NAME, LastCheckpoint, find, joined, tidy
 from lab.training.collective import disconnect
 from lab.training.ledger import Ledger
 from lab.training.modules import StageModule
-from lab.training.preemption import Preempted, deferred
+from lab.training.preemption import Paused, Preempted, deferred
 from lab.training.processes import is_rank_zero, placement, planned, processes, sharded
 
 
@@ -82,6 +82,7 @@ def fit(
 
     Raises:
         Preempted: a signal asked to leave; the state is saved.
+        Paused: a callback did; likewise.
         LabError: whatever the person can mend.
     """
     where = trainer or TrainerParams()
@@ -96,6 +97,8 @@ def fit(
         if processes().starter == "lightning" and not is_rank_zero():
             raise SystemExit(0)  # Lightning, which started this process, takes other codes for a crash
         raise Preempted(number)
+    if ledger.paused:
+        raise Paused(ledger.done)
     return ledger.costs()
 
 

@@ -40,13 +40,14 @@ class Ledger(pl.Callback):
         flops: operations, forward and backward.
         seconds: spent in steps and on their data; not on start-up, checkpoints, records.
         signal: the signal that all processes obey, 0 for none.
+        paused: whether a callback asked to leave after this step; the stage goes on another time.
     """
 
     def __init__(
         self, steps: int, batch_size: int, budget: Mapping[str, float], arrived: Callable[[], int]
     ) -> None:
         self.steps, self.batch_size, self.budget = steps, batch_size, dict(budget)
-        self.arrived, self.signal = arrived, 0
+        self.arrived, self.signal, self.paused = arrived, 0, False
         self.done, self.tokens, self.flops, self.seconds = 0, 0, 0.0, 0.0
         self._to_measure = _MEASURED_FOR_A_BUDGET if "flops" in budget else _MEASURED
         self._measured: list[tuple[float, float]] = []  # size of a batch, its operations
@@ -77,6 +78,10 @@ class Ledger(pl.Callback):
             "cost/train_seconds": round(self.seconds, 2),
             "cost/peak_memory_mb": round(self._peak, 1),
         }
+
+    def pause(self, trainer: pl.Trainer) -> None:
+        """Has the stage save its state and leave at the end of this step."""
+        self.paused = trainer.should_stop = True
 
     def start_clock(self) -> None:
         """Time counts from here; called when all that a step's end brings with it is done."""

@@ -37,6 +37,21 @@ class Preempted(KeyboardInterrupt):
         return f"stopped by {signal.Signals(self.number).name}; the same command goes on from there"
 
 
+class Paused(KeyboardInterrupt):
+    """The run left because it was not to go on for now; its state is saved.
+
+    Args:
+        step: optimizer steps that it has done.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"paused at step {self.step}"
+
+
 class _Listener:
     """What has arrived in this process, and whether it may be raised."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -10,28 +10,38 @@ import torch
 
 from lab.samples.mixture import Mixture
 from lab.scenes.tasks import SceneTasks
+from lab.training.ledger import Ledger
 
 
 class HeldOutScore(pl.Callback):
-    """Reports (step, score) five times a stage.
+    """Reports (step, score) a few times a stage; where the answer is yes, the stage is paused there.
 
     The score is the same for every arm whatever its mix: minus the mean held-out losses of captions,
     questions and images drawn from prompts.
+
+    Args:
+        report: told a step and the score there; says whether to stop and go on another time.
     """
 
     MIX: ClassVar[dict[str, float]] = {"caption": 1.0, "vqa": 1.0, "text_to_image": 1.0}
 
-    def __init__(self, report: Callable[[int, float], None]) -> None:
+    def __init__(self, report: Callable[[int, float], bool]) -> None:
         self.report = report
 
-    def prepare(self, tasks: SceneTasks, steps: int) -> None:
-        """Says what is scored and when; called before training."""
+    def prepare(self, tasks: SceneTasks, steps: int, at: Collection[int] = ()) -> None:
+        """Says what is scored and when; called before training.
+
+        Args:
+            tasks: held out.
+            steps: of the stage.
+            at: steps to score at; four in between if none is stated.
+        """
         self.held_out = Mixture(tasks.sources(), self.MIX, 96, seed=1)
-        self.every = max(1, steps // 5)
+        self.at = set(at) or {steps * place // 5 for place in range(1, 5)} - {0, steps}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step % self.every or step == trainer.max_steps:
+        if step not in self.at:
             return
         state = torch.get_rng_state()  # looking must not change the run
         modes = {child: child.training for child in module.modules()}
@@ -42,4 +52,5 @@ class HeldOutScore(pl.Callback):
         for child, training in modes.items():
             child.training = training
         torch.set_rng_state(state)
-        self.report(step, -float(losses.text + losses.image))
+        if self.report(step, -float(losses.text + losses.image)):
+            next(one for one in trainer.callbacks if isinstance(one, Ledger)).pause(trainer)

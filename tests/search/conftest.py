@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _empty_storage: Path
 
 
 SWEEP = """
-objective: understanding/vqa
+objectives: {understanding/vqa: maximize}
 trials: 6
 seed: 3
 set: {stages.instruct.steps: 200}
