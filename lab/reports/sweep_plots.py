@@ -59,11 +59,12 @@ def front(sweep: Sweep) -> Figure | None:
     # stairs, not a slope: nothing promises a trial between two trials
     axes.step(x, y, where="pre" if rising else "post", color=PALE, linewidth=4, zorder=1)
     axes.scatter(x, y, s=150, facecolors="none", edgecolors=INK, linewidths=1.4, zorder=4)
-    for record, corner in zip(best, corners, strict=True):
-        place = {"xytext": (7, 7), "textcoords": "offset points"}
-        axes.annotate(str(record.number), corner, fontsize=8, color=QUIET, **place)
+    for record, at in zip(best, corners, strict=True):
+        axes.annotate(
+            str(record.number), (at[0], at[1]), (7, 7), textcoords="offset points", fontsize=8, color=QUIET
+        )
     key = next((key for key in sweep.keys if _numeric(sweep, key)), None)
-    x, y = ([_at(sweep, record, name) for record in sweep.complete] for name in names)
+    x, y = zip(*([_at(sweep, record, name) for name in names] for record in sweep.complete), strict=True)
     if key is None:
         axes.scatter(x, y, s=48, color=COLOURS[0], zorder=3)
     else:

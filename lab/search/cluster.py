@@ -25,7 +25,8 @@ _LOOK = 2.0  # seconds between two looks at jobs and trials
 _SCRIPT = """\
 #!/bin/bash
 # Submitted by `lab sweep --on slurm`: a worker.
-trap '[ -z "$child" ] || kill -USR1 "$child"' USR1
+child= noted=
+trap 'noted=1; [ -z "$child" ] || kill -USR1 "$child"' USR1
 export PATH={programs}:$PATH
 export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}
 export PYTHONUNBUFFERED=1
@@ -33,7 +34,7 @@ export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{cpus}}}
 {python} -m lab sweep join {file} --storage {url} &
 child=$!
 wait "$child"; code=$?
-while kill -0 "$child" 2> /dev/null; do wait "$child"; code=$?; done  # `wait` returns when a signal comes
+while [ -n "$noted" ]; do noted=; wait "$child"; code=$?; done  # it returns when a signal comes
 if [ "$code" -eq 75 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {requeues} ]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 600  # SLURM ends this script here
 fi

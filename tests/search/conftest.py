@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers import what trials do from there
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,3 +51,23 @@ def sweep(folder: Path) -> Path:
     path = folder / "try.yaml"
     path.write_text(SWEEP)
     return path
+
+
+@pytest.fixture
+def declare(folder: Path) -> Callable[[str], Path]:
+    """Writes another declaration."""
+
+    def write(text: str) -> Path:
+        path = folder / "other.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies end without pictures, which take longer than most of them."""
+    from lab.search import study
+
+    monkeypatch.setattr(study, "conclude", lambda trials, folder: None)
