@@ -110,12 +110,14 @@ def load(declaration: str | Path, storage: str | None = None) -> Sweep:
 def of_trials(trials: Trials) -> Sweep:
     """The records of a study's trials."""
     space = trials.sweep.space
+    records = tuple(_record(trial, trials) for trial in trials.all())
+    known = {key for record in records for key in record.chosen}
     return Sweep(
         trials.sweep.study,
         dict(trials.sweep.objectives),
-        tuple(key for dimension in space for key in dimension.shown),
+        tuple(key for dimension in space for key in dimension.shown if key in known),
         frozenset(one.key for one in space if one.kind == "log"),
-        tuple(_record(trial, trials) for trial in trials.all()),
+        records,
     )
 
 

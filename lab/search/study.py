@@ -6,6 +6,7 @@ from a generator seeded with k, so an interrupted study of one worker continues 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,9 @@ def _create(sweep: Declaration, url: str, storage: BaseStorage) -> None:
     else:
         directions: list[Any] = list(sweep.objectives.values())
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-        study.set_metric_names(list(sweep.objectives))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Optuna calls experimental
+            study.set_metric_names(list(sweep.objectives))  # for its dashboard
     study.set_user_attr(_READY, True)
 
 

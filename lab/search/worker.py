@@ -86,7 +86,7 @@ class Worker:
         """One trial, from its settings to what came of it."""
         from optuna.trial import TrialState
 
-        place = f"{taken.trial.number + 1}/{self.trials.wanted}"
+        place = str(taken.trial.number)
         start = time.monotonic()
         try:
             settings, words = self._settings(taken, place)
@@ -113,20 +113,20 @@ class Worker:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
             taken.trial.set_user_attr(REASON, reason)
             self._tell(taken, TrialState.FAIL)
-            self._say(f"trial {place} failed: {reason}")
+            self._say(f"trial {place} failed: {reason}{self._progress()}")
             self._refuse_failures(reason)
             return
         seconds = self._spent(taken, start)
         if values is None:
             self._tell(taken, TrialState.PRUNED)
             self.objective.forget(settings)
-            self._say(f"trial {place} pruned after {seconds:.0f} s")
+            self._say(f"trial {place} pruned after {seconds:.0f} s{self._progress()}")
         else:
             self._tell(taken, TrialState.COMPLETE, values)
             reached = "  ".join(
                 f"{name} {value:.4g}" for name, value in zip(self.sweep.objectives, values, strict=True)
             )
-            self._say(f"trial {place} {reached} in {seconds:.0f} s")
+            self._say(f"trial {place}: {reached} in {seconds:.0f} s{self._progress()}")
 
     def _settings(self, taken: Taken, place: str) -> tuple[dict[str, Any] | None, str]:
         """A trial's settings, drawn where nobody has yet, and their words; None where they are infeasible."""
@@ -243,7 +243,7 @@ class Worker:
         with self._tracked(taken, known["words"], known["settings"]) as tracked:
             tracked.tags({"state": f"pruned at step {step}"})
         self.objective.forget(known["settings"])
-        self._say(f"trial {taken.trial.number + 1}/{self.trials.wanted} pruned at step {step}")
+        self._say(f"trial {taken.trial.number} pruned at step {step}{self._progress()}")
 
     def _spent(self, taken: Taken, start: float) -> float:
         """Adds to what a trial has taken, in seconds, and gives it."""
@@ -257,6 +257,9 @@ class Worker:
             raise LabError(
                 f"sweep {self.sweep.name}: {_PATIENCE} trials in a row failed, the last with: {reason}"
             )
+
+    def _progress(self) -> str:
+        return f" ({len(self.trials.finished())} of {self.trials.wanted} done)"
 
     def _say(self, text: str) -> None:
         print(f"{self.name}{text}", flush=True)
