@@ -328,9 +328,18 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise LabError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise LabError(f"{path}: expected a mapping of parameters")
+    return overridden({str(key): value for key, value in tree.items()}, overrides)
+
+
+def overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with dotted `key=value` overrides applied to it, in place, as `read_tree` says.
+
+    Raises:
+        LabError: an override without `=` or of an unknown key.
+    """
     for override in sorted(overrides, key=_rank):
         apply_override(tree, override)
-    return {str(key): value for key, value in tree.items()}
+    return tree
 
 
 def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:

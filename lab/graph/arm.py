@@ -179,7 +179,8 @@ def _declared(folder: Path, declaration: str | None, overrides: list[str]) -> Pa
         path = Path(declaration)
         if "small" in (tree := read_tree(path)) or "full" in tree:
             return small_params(read_system(path), path, overrides, registered(folder))
-        if {field.name for field in fields(Params) if field.default is MISSING} <= tree.keys():
+        needed = {one.name for one in fields(Params) if one.default is one.default_factory is MISSING}
+        if needed <= tree.keys():
             return check_params(read_tree(path, overrides), declaration)  # whole, as the best of a sweep
         changes = [f"{key}={json.dumps(value)}" for key, value in _leaves(tree)]
     source = folder / "params.yaml"

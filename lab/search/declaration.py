@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from lab.config import Params, load_params, read_tree
+from lab.config import Params, check_params, overridden, read_tree
 from lab.errors import LabError, nearest
 from lab.graph.ablation import Resources, asked
 from lab.reports.measures import MEASURES
@@ -103,8 +104,8 @@ def read(path: Path, folder: Path) -> Declaration:
         LabError: naming every mistake at once.
     """
     tree = _tree(path)
-    base = folder / "params.yaml"
-    params = load_params(base)
+    base = read_tree(folder / "params.yaml")
+    params = check_params(base)
     mistakes = unknown(tree, tuple(_DEFAULTS))
     values = {**_DEFAULTS, "name": path.stem, **tree}
     objectives = _objectives(values["objectives"], mistakes)
@@ -124,7 +125,7 @@ def read(path: Path, folder: Path) -> Declaration:
         raise LabError(f"{path}: " + "; ".join(mistakes))
     from lab.graph.planning.arm import changed_stages
 
-    content = [[values[key] for key in _SHAPING], fixed, _plain(space), read_tree(base)]
+    content = [[values[key] for key in _SHAPING], fixed, _plain(space), base]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return Declaration(
         path=path,
@@ -254,12 +255,16 @@ def _trials(stated: Any, sampler: str, space: tuple[Dimension, ...], mistakes: l
 
 
 def _settings(
-    base: Path, fixed: Mapping[str, Any], space: tuple[Dimension, ...], mistakes: list[str]
+    base: dict[str, Any], fixed: Mapping[str, Any], space: tuple[Dimension, ...], mistakes: list[str]
 ) -> list[Params]:
     """Tries every value in params.yaml, with just what it depends on: what a trial would meet is met now."""
+
+    def with_settings(settings: Mapping[str, Any]) -> Params:
+        return check_params(overridden(deepcopy(base), overrides(settings)))
+
     variants = []
     try:
-        variants.append(load_params(base, overrides(fixed)))
+        variants.append(with_settings(fixed))
     except LabError as error:
         mistakes.append(f"set: {error}")
         return []
@@ -269,7 +274,7 @@ def _settings(
         context = {**fixed, **contexts(space, dimension)}
         for corner in dimension.corners():
             try:
-                variants.append(load_params(base, overrides({**context, **dimension.settings(corner)})))
+                variants.append(with_settings({**context, **dimension.settings(corner)}))
             except LabError as error:
                 mistakes.append(f"space.{dimension.key}: {error}")
                 if dimension.kind != "choices":

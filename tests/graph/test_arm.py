@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,9 +114,12 @@ def test_a_trial_reports_on_its_way_and_gives_numbers(folder: Path) -> None:
         "mix": "understanding",
         "stages.instruct.learning_rate.connector": 1e-3,
     }
-    metrics = run_trial(
-        {**settings, "stages.instruct.steps": 10}, lambda step, score: reported.append((step, score))
-    )
+
+    def report(step: int, score: float) -> bool:
+        reported.append((step, score))
+        return False
+
+    metrics = run_trial({**settings, "stages.instruct.steps": 10}, report)
     assert [step for step, _ in reported] == [2, 4, 6, 8]
     assert {"understanding/vqa", "generation/scene"} <= metrics.keys()
     assert all(isinstance(value, float) for value in metrics.values())
@@ -121,7 +127,7 @@ def test_a_trial_reports_on_its_way_and_gives_numbers(folder: Path) -> None:
 
 def test_looking_on_the_way_changes_no_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"stages.instruct.steps": 10}
-    run_trial(settings, lambda step, score: None)
+    run_trial(settings, lambda step, score: False)
     (watched,) = (folder / ".lab" / "nodes").glob("*/text_decoder/model.safetensors")
     weights = watched.read_bytes()
     shutil.rmtree(folder / ".lab" / "nodes")
@@ -133,12 +139,26 @@ def test_a_stopped_trial_leaves_no_result(folder: Path) -> None:
     class Pruned(Exception):
         pass
 
-    def stop(step: int, score: float) -> None:
+    def stop(step: int, score: float) -> bool:
         raise Pruned
 
     with pytest.raises(Pruned):
         run_trial({"stages.instruct.steps": 10}, stop)
     assert not list((folder / ".lab" / "nodes").glob("*/node.json"))
+
+
+def test_arms_side_by_side_train_what_they_share_once(folder: Path) -> None:
+    """Two processes that both find the alignment missing."""
+    shutil.rmtree(folder / "output" / "align")
+    commands = [[sys.executable, "-m", "lab", "train", f"stages.instruct.steps={steps}"] for steps in (3, 5)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    options = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = [subprocess.Popen(command, cwd=folder, **options) for command in commands]  # type: ignore[call-overload]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert sum(text.count("align@linear  4/4") for text in said) == 1
+    assert sum("align@linear: reused from .lab/nodes" in text for text in said) == 1
+    assert all("understanding/vqa" in text for text in said)
 
 
 # -- by hand -------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_the_page_loads_nothing_from_elsewhere(sweep: Path) -> None:
 
 def test_two_objectives_end_with_a_front(sweep: Path) -> None:
     text = sweep.read_text().replace("maximize}", "maximize, generation/scene: maximize}")
-    sweep.write_text(text.replace("connector: {choices", "mix: {simplex: [vqa, text_to_image]}\n  connector: {choices"))
+    sweep.write_text(text.replace("space:", "space:\n  mix: {simplex: [vqa, text_to_image]}"))
     run(str(sweep), objective=RATED)  # what is gained in one is lost in the other: no trial beats another
     output = sweep.parent / "output" / "sweeps" / "try"
     fronts = sorted(output.glob("front-*.yaml"))

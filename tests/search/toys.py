@@ -51,10 +51,16 @@ def deadly(settings: dict[str, Any], report: Report, rungs: Collection[int] = ()
     return rated(settings, report, rungs)
 
 
+def broken(settings: dict[str, Any], report: Report, rungs: Collection[int] = ()) -> dict[str, float]:
+    """Nothing comes of it."""
+    raise RuntimeError("the loss is not finite")
+
+
 def _note(event: str, settings: dict[str, Any]) -> None:
     line = json.dumps({"event": event, "pid": os.getpid(), "settings": settings}, sort_keys=True)
     with Path("log").open("a") as file:
         file.write(f"{line}\n")
 
 
-RATED, NOTED, SLOW, DEADLY = Objective(rated), Objective(noted), Objective(slow), Objective(deadly)
+RATED, NOTED, SLOW = Objective(rated), Objective(noted), Objective(slow)
+DEADLY, BROKEN = Objective(deadly), Objective(broken)
