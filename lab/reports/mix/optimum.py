@@ -27,6 +27,11 @@ class Budget:
     amount: float
     unit: str = "samples"
 
+    @property
+    def said(self) -> str:
+        """`5,120 samples`."""
+        return f"{self.amount:,.0f} {'samples' if self.unit == 'samples' else 'seconds of training'}"
+
 
 @dataclass(frozen=True)
 class Path:

@@ -53,7 +53,6 @@ def interval_of(one: Synergy, estimate: Estimate) -> str:
 def best_sentence(study: Study, one: Optimum) -> str:
     """The best mix of a setting, in a sentence or two."""
     where = f" ({one.setting})" if one.setting else ""
-    budget = _budget(study)
     if not one.known:
         lacking = f"no prediction, for want of a law for {_list(one.missing)}"
         return f"Best mix{where}: {lacking}. {measured_best(one)}"
@@ -68,9 +67,9 @@ def best_sentence(study: Study, one: Optimum) -> str:
         ]
     )
     said = (
-        f"Best mix of {budget}{where}: {one.share:.0%} understanding (95% interval {one.interval[0]:.0%} to "
-        f"{one.interval[1]:.0%}), that is {amounts}; predicted {values}. Any share from {one.flat[0]:.0%} to "
-        f"{one.flat[1]:.0%} is within {FLAT * 100:.0f} point of it."
+        f"Best mix of {study.budget.said}{where}: {one.share:.0%} understanding (95% interval "
+        f"{one.interval[0]:.0%} to {one.interval[1]:.0%}), that is {amounts}; predicted {values}. Any share "
+        f"from {one.flat[0]:.0%} to {one.flat[1]:.0%} is within {FLAT * 100:.0f} point of it."
     )
     if one.path.extrapolated:
         said += " This is extrapolated: no mix of this size lies within what was measured."
@@ -107,7 +106,7 @@ def preference(study: Study) -> str:
         )
     else:
         weights = _list([f"{weight:g} times {names[name]}" for name, weight in study.weights.items()])
-    return f"Preferred: {weights}, in {_budget(study)}."
+    return f"Preferred: {weights}, in {study.budget.said}."
 
 
 def formula(found: Fit) -> str:
@@ -150,11 +149,6 @@ def earlier(amounts: Amounts | None) -> str:
         f"{amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond "
         "these."
     )
-
-
-def _budget(study: Study) -> str:
-    unit = "samples" if study.budget.unit == "samples" else "seconds of training"
-    return f"{study.budget.amount:,.0f} {unit}"
 
 
 def _list(words: list[str] | tuple[str, ...]) -> str:

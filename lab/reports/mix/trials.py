@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from lab.reports.ablation.results import Results
 from lab.reports.arms import numbers, read_json
@@ -65,16 +66,17 @@ class Trial:
     seconds: float
 
 
-def amounts_of(mix: Mapping[str, float], samples: float) -> Amounts:
+def amounts_of(mix: Mapping[str, float], samples: float, sets: Mapping[str, str] | None = None) -> Amounts:
     """Sorts samples by what they teach.
 
     Args:
-        mix: Task -> share of the samples; a source behind a task, as in `vqa/SOURCE`, counts as the task.
+        mix: Task or data set -> share of the samples.
         samples: In all.
+        sets: Data set -> the task that it is like.
     """
     drawn = both = neither = read = 0.0
     for name, share in mix.items():
-        task = name.partition("/")[0]
+        task = (sets or {}).get(name, name)
         if task in DRAWN:
             drawn += share
         elif task in BOTH:
@@ -97,24 +99,18 @@ def trials_of(results: Results) -> list[Trial]:
         for seed, nodes in arm.cost.items():
             if (arm.name, seed) not in results.cells:
                 continue
-            spent = _last_mix(results.folder, nodes)
-            if spent is None:
-                continue
-            mix = {key.removeprefix("mix/"): share for key, share in spent.items() if key.startswith("mix/")}
-            amounts = amounts_of(mix, spent.get("cost/samples", 0.0))
-            metrics = results.cells[arm.name, seed].metrics
-            seconds = spent.get("cost/train_seconds", float("nan"))
-            found.append(Trial(arm.name, "", seed, amounts, metrics, seconds))
+            mixed = [amounts for node in nodes if (amounts := _trained_on(results.folder, node))]
+            if mixed:
+                seconds = results.spent.get(nodes[-1], {}).get("seconds", float("nan"))
+                metrics = results.cells[arm.name, seed].metrics
+                found.append(Trial(arm.name, "", seed, mixed[-1], metrics, seconds))
     found = _levelled(found)
     by_arm = {trial.name: trial.amounts for trial in found}
     arms = [(arm.name, arm.levels) for arm in results.arms if arm.name in by_arm]
-    mixing = _mixing(arms, by_arm)
+    beside = _beside(arms, by_arm)
     words = {
-        name: " ".join(level for factor, level in levels.items() if factor not in mixing)
-        for name, levels in arms
+        name: " ".join(level for factor, level in levels.items() if factor in beside) for name, levels in arms
     }
-    if len(set(words.values())) == 1:
-        words = dict.fromkeys(words, "")
     return [replace(trial, setting=words[trial.name]) for trial in found]
 
 
@@ -130,40 +126,47 @@ def settings_of(trials: Sequence[Trial]) -> list[str]:
 
 def earlier_mix(results: Results) -> Amounts | None:
     """What an arm has learned from before its own mix, on average; None if nothing."""
-    found = []
-    for arm in results.arms:
-        for seed, nodes in arm.cost.items():
-            if (arm.name, seed) in results.cells:
-                found += [amounts for node in nodes[:-1] if (amounts := _node(results.folder, node))]
+    found = [
+        amounts
+        for arm in results.arms
+        for seed, nodes in arm.cost.items()
+        if (arm.name, seed) in results.cells
+        for node in nodes[:-1]
+        if (amounts := _trained_on(results.folder, node))
+    ]
+    if not found:
+        return None
     arms = len(results.cells)
-    if not found or not arms:
+    return Amounts(
+        sum(one.understanding for one in found) / arms,
+        sum(one.generation for one in found) / arms,
+        sum(one.neither for one in found) / arms,
+    )
+
+
+def _trained_on(folder: Path, node: str) -> Amounts | None:
+    """The samples of a node; None where it mixed no tasks."""
+    stage, _, label = node.partition("@")
+    path = folder / "metrics" / stage / f"{label}.json"
+    if not path.exists():
         return None
-    return Amounts(*(sum(part) / arms for part in zip(*map(_parts, found), strict=True)))
+    found = numbers(read_json(path))
+    mix = {key.removeprefix("mix/"): share for key, share in found.items() if key.startswith("mix/")}
+    return amounts_of(mix, found.get("cost/samples", 0.0), _data_sets(folder, node)) if mix else None
 
 
-def _parts(amounts: Amounts) -> tuple[float, float, float]:
-    return amounts.understanding, amounts.generation, amounts.neither
-
-
-def _node(folder: Path, node: str) -> Amounts | None:
-    """What a node trained on, if it is one of those before the last that mixes tasks."""
-    spent = _last_mix(folder, [node])
-    if spent is None or node.startswith("instruct@"):
-        return None
-    mix = {key.removeprefix("mix/"): share for key, share in spent.items() if key.startswith("mix/")}
-    return amounts_of(mix, spent.get("cost/samples", 0.0))
-
-
-def _last_mix(folder: Path, nodes: Sequence[str]) -> dict[str, float] | None:
-    """The numbers of the last node that mixed tasks."""
-    for node in reversed(nodes):
-        stage, _, label = node.partition("@")
-        path = folder / "metrics" / stage / f"{label}.json"
-        if path.exists():
-            found = numbers(read_json(path))
-            if any(key.startswith("mix/") for key in found):
-                return found
-    return None
+def _data_sets(folder: Path, node: str) -> dict[str, str]:
+    """Data set -> the task that it is like, of those that a node's parameters name."""
+    stage, _, label = node.partition("@")
+    path = folder / "nodes" / label / f"{stage}.yaml"
+    if not path.exists():
+        return {}
+    params = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("params") or {}
+    like = {"edits": "edit", "interleaved": "interleaved"}
+    return {
+        name: entry.get("task") or like.get(entry.get("format", ""), "vqa")
+        for name, entry in (params.get("datasets") or {}).items()
+    }
 
 
 def _levelled(trials: Sequence[Trial]) -> list[Trial]:
@@ -195,14 +198,11 @@ def _clusters(values: Sequence[float]) -> list[float]:
     return found
 
 
-def _mixing(arms: Sequence[tuple[str, Mapping[str, str]]], amounts: Mapping[str, Amounts]) -> set[str]:
-    """Factors of which some level changes the amounts where all other factors are the same."""
-    found = set()
-    for factor in {factor for _, levels in arms for factor in levels}:
-        alike: dict[tuple[tuple[str, str], ...], set[tuple[float, float]]] = {}
-        for name, levels in arms:
-            others = tuple(sorted((key, level) for key, level in levels.items() if key != factor))
-            alike.setdefault(others, set()).add((amounts[name].understanding, amounts[name].generation))
-        if any(len(pairs) > 1 for pairs in alike.values()):
-            found.add(factor)
-    return found
+def _beside(arms: Sequence[tuple[str, Mapping[str, str]]], amounts: Mapping[str, Amounts]) -> set[str]:
+    """Factors beside the mix: those that take several levels among arms of equal amounts."""
+    found: dict[tuple[str, float, float], set[str]] = {}
+    for name, levels in arms:
+        for factor, level in levels.items():
+            place = factor, amounts[name].understanding, amounts[name].generation
+            found.setdefault(place, set()).add(level)
+    return {factor for (factor, *_), levels in found.items() if len(levels) > 1}
