@@ -179,6 +179,27 @@ def test_tables_are_latex(mixes: Make, tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)_|[^\x00-\x7f±°]", re.sub(r"\\label\{.*?\}", "", text))
 
 
+def test_the_files_are_artifacts_of_a_run(
+    mixes: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = mixes(cells=[(1280, 3840), (3840, 1280)], connectors=("linear",), claim=False)
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAB_TRACKING", "on")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    report_ablation(folder, Wish())
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment is not None
+    (run,) = (one for one in client.search_runs([experiment.experiment_id]) if one.info.run_name == "report")
+    assert run.info.status == "FINISHED"
+    assert {"report.html", "report.tex", "report.csv", "report.json", "plots"} <= {
+        item.path for item in client.list_artifacts(run.info.run_id)
+    }
+
+
 def test_an_unfinished_ablation_is_reported_as_far_as_it_goes(mixes: Make) -> None:
     folder = mixes(connectors=("linear",))
     for path in list((folder / "metrics" / "evaluate").glob("*u5120*")):
