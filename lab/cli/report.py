@@ -30,6 +30,11 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.name)
     if not (folder / "compare.yaml").exists():
+        if (folder / "params.yaml").exists() and not (folder / "ablation.yaml").exists():
+            raise LabError(
+                f"{args.name}: a pipeline, whose arms have one seed and few mixes: `lab compare` is its page; "
+                "a report is of an ablation"
+            )
         folder = find_ablation(args.name).parent
     if not (folder / "compare.yaml").exists():
         raise LabError(f"{folder}: the ablation is not compiled; run `lab graph compile {folder.name}`")

@@ -30,6 +30,7 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
         study: What to show.
         folder: Where the PNGs go.
     """
+    predicted = any(one.known for one in study.optima)
     wanted: list[tuple[str, str, str, Callable[[Study], Figure | None]]] = [
         (
             "surfaces",
@@ -69,8 +70,8 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
             "fronts",
             "Pareto fronts",
             "A point is an arm, its label the samples of understanding and of generation; crosses are 95% "
-            "intervals over seeds. Filled: no other arm of the same colour is better in both. Dashes: what "
-            "the laws predict for all mixes of the budget.",
+            "intervals over seeds. Filled: no other arm of the same colour is better in both."
+            + (" Dashes: what the laws predict for all mixes of the budget." if predicted else ""),
             fronts,
         ),
     ]

@@ -58,7 +58,7 @@ def refusals(study: Study) -> list[str]:
     for found in study.fits.values():
         if not found.known:
             reasons.setdefault(found.law.refusal, []).append(found.name)
-    return [f"{', '.join(names)}: {why}." for why, names in reasons.items()]
+    return [f"{'; '.join(names)}: {why}." for why, names in reasons.items()]
 
 
 def synergy_rows(study: Study) -> list[list[str]]:

@@ -96,7 +96,7 @@ def _frame(analysis: Analysis, compared: Sequence[Plot]) -> Frame:
         claim=drawn.get("claim", ""),
         design=design_list(analysis) + (f"<p>{escape(before)}</p>" if before else ""),
         results=results_table(analysis) + bullets(shown) + meanings(analysis),
-        after="<details><summary>Effects of the factors, as `lab compare` tells them</summary>"
+        after="<details><summary>Effects of the factors, as <code>lab compare</code> tells them</summary>"
         + bullets(effect_notes(analysis))
         + effects_part(analysis)
         + f"</details><h2>Cost</h2>{cost_part(analysis)}",
@@ -105,16 +105,25 @@ def _frame(analysis: Analysis, compared: Sequence[Plot]) -> Frame:
             f"lab report {name}      # this page, from the metrics",
             f"lab compare {name}     # arms and effects, in the terminal",
         ),
-        marks={key.removeprefix("git."): value for key, value in git_tags().items()},
+        marks=_marks(results.folder),
         hashes=hashes_of(results.folder),
     )
+
+
+def _marks(folder: Path) -> dict[str, str]:
+    """Code and data by what identifies them."""
+    tags, data = git_tags(), hashes_of(folder).get("output/data/all")
+    found = {"commit": tags["mlflow.source.git.commit"]} if tags else {}
+    if tags.get("git_dirty") == "true":
+        found["code"] = "with changes that are not committed"
+    return found | ({"data, MD5": data} if data else {})
 
 
 def _without_scores(results: Results) -> list[str]:
     if all(cell.scores for cell in results.cells.values()):
         return []
     return [
-        "Scores of single samples are not at hand (`dvc pull` brings them): intervals are over seeds alone, "
+        "Scores of single samples are not at hand (dvc pull brings them): intervals are over seeds alone, "
         "and take "
         "the test samples as given."
     ]

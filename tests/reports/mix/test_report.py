@@ -261,6 +261,9 @@ def test_the_command_finds_an_ablation_and_names_a_wrong_one(
     assert "100%" not in capsys.readouterr().err
     assert cli.main(["report", "nine"]) == 2
     assert "no ablation 'nine'" in capsys.readouterr().err
+    (folder.parents[2] / "params.yaml").touch()
+    assert cli.main(["report", "."]) == 2
+    assert "`lab compare` is its page" in capsys.readouterr().err
 
 
 def page(folder: Path) -> str:
