@@ -32,8 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if not (folder / "compare.yaml").exists():
         if (folder / "params.yaml").exists() and not (folder / "ablation.yaml").exists():
             raise LabError(
-                f"{args.name}: a pipeline, whose arms have one seed and few mixes: `lab compare` is its page; "
-                "a report is of an ablation"
+                f"{args.name}: a pipeline, whose arms have one seed and few mixes; `lab compare` is its page"
             )
         folder = find_ablation(args.name).parent
     if not (folder / "compare.yaml").exists():

@@ -127,14 +127,14 @@ def _spoken(line: str) -> str:
 def _mixes(study: Study, drawn: Mapping[str, str]) -> list[str]:
     parts = [drawn.get("synergy", "<h2>Does one task's data help the other?</h2>")]
     if rows := synergy_rows(study):
-        parts += [f"<p>{escape(_HOW_SYNERGY)}</p>", _table(SYNERGY_HEADS, rows)]
+        parts += [f"<p>{escape(_HOW_SYNERGY)}</p>", table(SYNERGY_HEADS, rows)]
     else:
         parts.append(
             "<p>No two arms of one kind agree in the samples of a task and differ in those of the other.</p>"
         )
     parts += [drawn.get("surfaces", ""), drawn.get("laws", "<h2>Laws</h2>")]
     if rows := law_rows(study):
-        parts += [f"<p>{escape(_HOW_LAWS)}</p>", _table(LAW_HEADS, rows)]
+        parts += [f"<p>{escape(_HOW_LAWS)}</p>", table(LAW_HEADS, rows)]
         parts.append(f"<details><summary>The same as formulas</summary>{_formulas(study)}</details>")
     if without := refusals(study):
         parts.append(f"<p>No law is given where the data do not carry one:</p>{bullets(without)}")
@@ -160,7 +160,7 @@ def _reproduce(frame: Frame) -> str:
     marks = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in frame.marks.items())
     hashes = ""
     if rows := list(frame.hashes.items()):
-        listed = _table(("output", "hash"), rows)
+        listed = table(("output", "hash"), rows)
         hashes = f"<details><summary>{len(rows)} outputs by their hash in DVC</summary>{listed}</details>"
     commands = escape("\n".join(frame.commands))
     return f'<pre>{commands}</pre><div class="wide"><dl>{marks}</dl></div>{hashes}'
@@ -178,7 +178,8 @@ def hashes_of(folder: Path) -> dict[str, str]:
     return found
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain cells."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.evaluation.curves import Array
+from lab.reports.look import INK
 from lab.reports.measures import Measure
 from lab.reports.mix.fits import Fit
 from lab.reports.mix.optimum import within
@@ -18,6 +20,7 @@ from lab.reports.mix.study import Study
 from lab.reports.mix.trials import GENERATION, UNDERSTANDING, Trial
 
 _COLUMNS = 4  # panels side by side
+_LISTED = 6  # amounts of the other task that a legend names
 
 
 def surfaces(study: Study) -> Figure | None:
@@ -121,35 +124,25 @@ def _surface(axes: Axes, trials: Sequence[Trial], measure: Measure, found: Fit |
 def _law(axes: Axes, trials: Sequence[Trial], found: Fit) -> None:
     measure, group = found.measure, found.group
     others = sorted({trial.amounts.other(group) for trial in trials})
-    most = max(trial.amounts.of(group) for trial in trials)
-    line = np.linspace(0, 1, 80) ** 2 * most
     tints = plt.get_cmap("plasma")(np.linspace(0.1, 0.8, len(others)))
+    everywhere = sorted({trial.amounts.of(group) for trial in trials})
+    apart = found.law.chosen.startswith("transfer")
+    if not apart:  # the other task's samples do nothing: one curve
+        _curve(axes, found, everywhere, others[0], INK, "")
     for other, tint in zip(others, tints, strict=True):
-        known = sorted({t.amounts.of(group) for t in trials if t.amounts.other(group) == other})
-        path = line[(line >= known[0]) & (line <= known[-1])]
-        beside = np.full_like(path, other)
-        sides = (path, beside) if group == UNDERSTANDING else (beside, path)
-        low, high = found.band(*sides)
-        axes.fill_between(
-            path, low * measure.factor, high * measure.factor, color=tint, alpha=0.18, linewidth=0
-        )
-        axes.plot(
-            path, found.value(*sides) * measure.factor, color=tint, linewidth=1.6, label=f"{other:,.0f}"
-        )
+        known = [own for own in everywhere if _values(trials, measure, group, own, other).size]
+        label = f"{other:,.0f}" if len(others) <= _LISTED else ""
+        if apart and len(known) > 1:
+            _curve(axes, found, known, other, tint, label)
+            label = ""
         for own in known:
             values = _values(trials, measure, group, own, other)
-            if values.size:
-                axes.errorbar(
-                    own,
-                    values.mean(),
-                    yerr=half_width(values),
-                    color=tint,
-                    marker="o",
-                    markersize=5,
-                    elinewidth=0.9,
-                )
-    stretch(axes, "x", np.array([trial.amounts.of(group) for trial in trials]))
-    axes.set_xlim(-0.002 * most, most * 1.06)
+            spread = half_width(values)
+            axes.errorbar(own, values.mean(), yerr=spread, color=tint, fmt="o", markersize=5, elinewidth=0.9)
+        if label:
+            axes.plot([], [], "o", color=tint, markersize=5, label=label)
+    stretch(axes, "x", np.array(everywhere))
+    axes.set_xlim(-0.002 * everywhere[-1], everywhere[-1] * 1.06)
     shown = np.array([trial.metrics[measure.name] for trial in trials if measure.name in trial.metrics])
     room = 0.25 * (shown.max() - shown.min()) * measure.factor
     axes.set_ylim(
@@ -157,9 +150,21 @@ def _law(axes: Axes, trials: Sequence[Trial], found: Fit) -> None:
         min(shown.max() * measure.factor + room, 101 if measure.rate else np.inf),
     )
     axes.set_xlabel(f"samples of {group}")
-    rest = GENERATION if group == UNDERSTANDING else UNDERSTANDING
-    axes.legend(title=f"of {rest}", fontsize=8, title_fontsize=8)
+    if axes.get_legend_handles_labels()[1]:
+        rest = GENERATION if group == UNDERSTANDING else UNDERSTANDING
+        axes.legend(title=f"of {rest}", fontsize=8, title_fontsize=8)
     axes.grid(axis="y")
+
+
+def _curve(axes: Axes, found: Fit, known: Sequence[float], other: float, colour: Any, label: str) -> None:
+    """The law between the fewest and the most own samples that were measured, with its band."""
+    path = known[0] + np.linspace(0, 1, 80) ** 2 * (known[-1] - known[0])
+    beside = np.full_like(path, other)
+    sides = (path, beside) if found.group == UNDERSTANDING else (beside, path)
+    low, high = found.band(*sides)
+    factor = found.measure.factor
+    axes.fill_between(path, low * factor, high * factor, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(path, found.value(*sides) * factor, color=colour, linewidth=1.6, label=label or None)
 
 
 def _spans(trials: Sequence[Trial]) -> bool:

@@ -104,7 +104,7 @@ def trials_of(results: Results) -> list[Trial]:
                 seconds = results.spent.get(nodes[-1], {}).get("seconds", float("nan"))
                 metrics = results.cells[arm.name, seed].metrics
                 found.append(Trial(arm.name, "", seed, mixed[-1], metrics, seconds))
-    found = _levelled(found)
+    found = levelled(found)
     by_arm = {trial.name: trial.amounts for trial in found}
     arms = [(arm.name, arm.levels) for arm in results.arms if arm.name in by_arm]
     beside = _beside(arms, by_arm)
@@ -169,7 +169,7 @@ def _data_sets(folder: Path, node: str) -> dict[str, str]:
     }
 
 
-def _levelled(trials: Sequence[Trial]) -> list[Trial]:
+def levelled(trials: Sequence[Trial]) -> list[Trial]:
     """Amounts that differ by rounding alone become one number, so that they can be compared."""
     understanding = _clusters([trial.amounts.understanding for trial in trials])
     generation = _clusters([trial.amounts.generation for trial in trials])

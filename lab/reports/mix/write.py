@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from rich.console import Console
-
 from lab.reports.ablation import tables as arms
 from lab.reports.ablation.analysis import Analysis, analyse, effect_notes, notes
 from lab.reports.ablation.estimates import Measured
@@ -64,13 +62,29 @@ def report_ablation(folder: Path, wish: Wish) -> Path:
     write(output / "report.csv", arms.comma_separated(analysis))
     content = {"comparison": arms.everything(analysis), "mixes": tables.everything(study) if study else None}
     write(output / "report.json", dump(content))
-    _show(analysis, study)
-    with start_run(experiment=results.design.name, arm=None, stage="report", name="report") as run:
+    if analysis.verdict is not None:
+        print(f"Claim: {analysis.verdict.claim.text}\n{analysis.verdict.sentence}")
+    publish(study, results.design.name, output)
+    return path
+
+
+def publish(study: Study | None, experiment: str, output: Path) -> None:
+    """Prints the statement of a study and gives the files of its report to a run of MLflow.
+
+    Args:
+        study: None where mixes do not vary.
+        experiment: Of MLflow.
+        output: Where the files are.
+    """
+    for line in (
+        sentences.central(study) if study else ["All arms have the same mix: nothing to say of mixes."]
+    ):
+        print(f"- {line}")
+    with start_run(experiment=experiment, arm=None, stage="report", name="report") as run:
         for picture in sorted(output.glob("*.png")):
             run.artifact(picture, "plots")
         for file in sorted(output.glob("report.*")):
             run.artifact(file)
-    return path
 
 
 def study_ablation(analysis: Analysis, wish: Wish) -> Study | None:
@@ -127,14 +141,3 @@ def _without_scores(results: Results) -> list[str]:
         "and take "
         "the test samples as given."
     ]
-
-
-def _show(analysis: Analysis, study: Study | None) -> None:
-    console = Console(width=110, highlight=False)
-    if analysis.verdict is not None:
-        console.print(f"Claim: {analysis.verdict.claim.text}")
-        console.print(analysis.verdict.sentence, style="bold")
-    for line in (
-        sentences.central(study) if study else ["All arms have the same mix: nothing to say of mixes."]
-    ):
-        console.print(f"- {line}")
