@@ -518,6 +518,11 @@ def _draws(params: Params, task: str) -> bool:
     )
 
 
+def names_data_set(name: str) -> bool:
+    """Whether a word can name a data set: in a mix, and as a folder."""
+    return bool(re.fullmatch(r"[a-z][a-z0-9_]*", name)) and name not in (*TASKS, *LOCATION_TASKS, "of")
+
+
 def _data_sets(params: Params) -> list[str]:
     """Mistakes in the entries of data sets."""
     mistakes = [
@@ -532,7 +537,7 @@ def _data_sets(params: Params) -> list[str]:
     choices = {"policy": POLICIES, "format": FORMATS, "fit": FITS, "task": ("", "text_to_image")}
     for name, entry in params.datasets.items():
         where = f"datasets.{name}"
-        if name in (*TASKS, *LOCATION_TASKS) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "of":
+        if not names_data_set(name):
             mistakes.append(f"{where}: expected a name of a-z, 0-9 and _ that is no task")
         for key, known in choices.items():
             if (word := getattr(entry, key)) not in known:

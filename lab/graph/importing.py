@@ -14,14 +14,14 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.config import SPLITS, DataSetParams, load_params
+from lab.config import SPLITS, DataSetParams, load_params, names_data_set
 from lab.errors import LabError
 from lab.graph.datasets import FOLDER, KEPT, QUARANTINE, indexed
 from lab.samples.datasets import DataSet, check_policy, quarantine
 from lab.samples.readers.formats import reader_of, recognise
 
 Way = Literal["clone", "copy", "link"]
-_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB = re.compile(r"\w[\w.-]*/[\w.-]+")
 _ALONE = (".tar", ".tgz", ".gz", ".parquet", ".arrow")  # files that are a data set by themselves
 _HELD_OUT = 0.1  # of the images, for validation and as much for tests, where a set says nothing
 _FICLONE = 0x40049409  # Linux: a file that shares the other's blocks until one of them is written
@@ -46,6 +46,8 @@ def import_data(
         LabError: the name is taken or malformed, no format fits, or records are bad and may not be left out;
             nothing is left behind then.
     """
+    if not names_data_set(name):
+        raise LabError(f"--as {name}: expected a name of a-z, 0-9 and _ that is no task")
     folder, target = Path.cwd(), Path.cwd() / FOLDER / name
     taken = load_params(folder / "params.yaml").datasets
     if name in taken or target.exists() or target.is_symlink():

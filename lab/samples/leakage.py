@@ -2,7 +2,7 @@
 
 Near images are those whose fingerprints (64 bits) differ in at most NEAR of them. If they do, one of NEAR + 1
 bands of bits is equal; so each image is compared with those of its buckets alone, one bucket a band, and no
-pair is missed. Memory grows by 24 bytes an image.
+pair is missed. Memory grows by 32 bytes an image.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ class Seen:
     """What is compared of the rows of one split, in arrays.
 
     Attributes:
-        rows: of each image, the row that it is in; digests, prints: of each image.
+        rows, digests: of each image, the row that it is in, and a hash of its bytes.
+        looking, prints: of each image that has a fingerprint, the row and the fingerprint.
         asked: of each question, its row; questions: a hash of its words and images.
     """
 
     rows: array[int] = field(default_factory=lambda: array("q"))
     digests: array[int] = field(default_factory=lambda: array("Q"))
+    looking: array[int] = field(default_factory=lambda: array("q"))
     prints: array[int] = field(default_factory=lambda: array("Q"))
     asked: array[int] = field(default_factory=lambda: array("q"))
     questions: array[int] = field(default_factory=lambda: array("Q"))
@@ -62,11 +64,12 @@ class Seen:
             question: in plain words, "" for none.
         """
         names = list(digests)
-        known = list(prints) or [-1] * len(names)
-        for name, print_ in zip(names, known, strict=True):
+        for name in names:
             self.rows.append(row)
             self.digests.append(int(name[:16], 16))
-            self.prints.append(print_ if print_ >= 0 else _without(len(self.prints)))
+        for print_ in prints:
+            self.looking.append(row)
+            self.prints.append(print_)
         if question:
             said = f"{question}/{'/'.join(names)}".encode()
             self.asked.append(row)
@@ -114,9 +117,9 @@ def _near(training: Seen, held_out: Seen) -> dict[int, tuple[int, int]]:
             candidates = order[starts[place] : ends[place]]
             distances = np.bitwise_count(other[candidates] ^ own[place])
             best = int(distances.argmin())
-            row = held_out.rows[int(place)]
+            row = held_out.looking[int(place)]
             if distances[best] <= NEAR and distances[best] < found.get(row, (0, NEAR + 1))[1]:
-                found[row] = training.rows[int(candidates[best])], int(distances[best])
+                found[row] = training.looking[int(candidates[best])], int(distances[best])
     return found
 
 
@@ -125,8 +128,3 @@ def _bands() -> Iterator[Callable[[np.ndarray], np.ndarray]]:
     for low, high in pairwise(edges):
         mask = (_WHOLE >> np.uint64(64 - (high - low))) << np.uint64(low)
         yield lambda values, mask=mask: values & mask  # type: ignore[misc]
-
-
-def _without(number: int) -> int:
-    """A value in place of a fingerprint, far from all others."""
-    return int.from_bytes(hashlib.sha256(f"none {number}".encode()).digest()[:8], "big")

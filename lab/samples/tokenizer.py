@@ -58,11 +58,16 @@ class Tokenizer:
             return tuple(self.tokenizer.encode(text, add_special_tokens=False))
         except Exception as error:  # the one kind that its backend raises; it does not name the word
             known = self.tokenizer.get_vocab()
-            unknown = [word for word in text.split() if word not in known]
+            unknown = [word for word in self._words(text) if word not in known]
             if not unknown:
                 raise
             near = nearest(unknown[0], known).partition(";")[0]
             raise LabError(f"the tokenizer does not know {', '.join(map(repr, unknown))}{near}") from error
+
+    def _words(self, text: str) -> list[str]:
+        """A text as a word-level tokenizer splits it."""
+        spaced = self.tokenizer.backend_tokenizer.normalizer is None
+        return text.split() if spaced else plain_words(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words of the ids up to the first end token, special tokens left out."""

@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ _SPLITS = {
 _SPLITS |= {"validation": "validation", "test": "test", "testing": "test", "testdev": "test", "eval": "test"}
 _DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 _SHOWN = 2000  # letters of a bad record that are kept
+_RECALLED = 1024  # names whose places are kept: questions about one image follow each other
 
 
 def field(record: Any, *names: str, kind: type | tuple[type, ...] = str) -> Any:
@@ -99,8 +101,9 @@ class ImageFolder:
         self._real = root.resolve()
         self._places = [root, *sorted(place for place in root.glob("*/") if not place.name.startswith("."))]
         self._places += sorted(place for place in root.glob("*/*/") if not place.name.startswith("."))[:200]
+        self.find = lru_cache(_RECALLED)(self._find)
 
-    def find(self, *names: str) -> Blob:
+    def _find(self, *names: str) -> Blob:
         """The first file that there is of some names.
 
         Raises:
