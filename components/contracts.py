@@ -23,10 +23,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A position sees those of its own sample at or before it, and all of a block that it belongs to.
+
+    Attributes:
+        sample: (B, T) int64, the sample of each position; padding is -1 and sees padding alone.
+        block: (B, T) int64, the block of each position, counted from 1 in every sample; 0 for none.
+    """
+
+    sample: Tensor
+    block: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """As a mask, bool (B, T, T)."""
+        same = self.sample.unsqueeze(2) == self.sample.unsqueeze(1)
+        seen = same.tril()
+        if self.block is None:
+            return seen
+        block = self.block.unsqueeze(2)
+        return seen | (same & (block == self.block.unsqueeze(1)) & (block > 0))
 
 
 class Encoder(Protocol):
@@ -66,7 +89,11 @@ class Connector(Protocol):
 
 
 class TextDecoder(Protocol):
-    """`TextDecoder(vocab_size, *, ...)`: a causal language model that is fed embeddings."""
+    """`TextDecoder(vocab_size, *, ...)`: a causal language model that is fed embeddings.
+
+    One in which nothing but masks and positions says what a position sees has `packs = True`: several samples
+    may then share a row, and its mask may be a `Seen`.
+    """
 
     dim: int  # D
     vocab_size: int  # V

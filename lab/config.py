@@ -41,6 +41,9 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 POLICIES = ("error", "skip", "quarantine")
 FITS = ("pad", "crop", "stretch", "anyres")
 SPLITS = ("train", "validation", "test")
+LAYOUTS = ("auto", "padded", "buckets", "packed")
+SWITCH = ("auto", "on", "off")
+WEIGHTINGS = ("token", "sample")
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class FitParams:
 
     `budget`: training ends once this amount is spent, whatever `steps` says; one of BUDGETS -> the amount.
     The schedule then runs over the share spent, and `warmup` is as large a share as it is of `steps`.
+    `accumulate`: parts that the samples of a step are divided into, one after the other; the gradient is that
+    of all of them at once.
     """
 
     steps: int
@@ -119,6 +124,7 @@ class FitParams:
     log_every: int
     checkpoint_every: int
     budget: dict[str, float] = field(default_factory=dict, kw_only=True)
+    accumulate: int = field(default=1, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -131,9 +137,10 @@ class EncoderParams(FitParams):
 
 @dataclass(frozen=True)
 class TextDecoderParams(FitParams):
-    """Language model pretraining on text about scenes."""
+    """Language model pretraining on text about scenes; `loss_weighting` as in `InstructParams`."""
 
     learning_rate: float
+    loss_weighting: str = field(default="token", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -157,11 +164,16 @@ class RepresentParams(FitParams):
 
 @dataclass(frozen=True)
 class InstructParams(FitParams):
-    """Instruction tuning: parts that train, their rates; its mix is the arm's."""
+    """Instruction tuning: parts that train, their rates; its mix is the arm's.
+
+    `loss_weighting`: the text loss is the mean over supervised tokens ("token"), or over samples of the mean
+    over a sample's tokens ("sample").
+    """
 
     trainable: list[str]
     learning_rate: dict[str, float]
     image_weight: float
+    loss_weighting: str = field(default="token", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -211,16 +223,23 @@ class StagesParams:
 
 @dataclass(frozen=True)
 class TrainerParams:
-    """Where stages train; no number follows from it beyond rounding and noise.
+    """Where and how fast stages train; no number follows from it beyond rounding and noise.
 
     `accelerator`: of Lightning's Trainer. `strategy`: auto, ddp (each process has all weights) or fsdp (they
     are split). `devices`: processes a node. `srun` and `torchrun` say themselves how many there are.
+    `layout`: how samples of different length share a step, one of LAYOUTS. `checkpointing`: activations of
+    the language model's blocks are computed again for the backward pass instead of kept. `compile`: these
+    blocks by torch.compile; `fused`: one kernel for the optimizer's update; both on, off, or auto.
     """
 
     accelerator: str = "auto"
     strategy: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    layout: str = "auto"
+    checkpointing: bool = False
+    compile: str = "auto"
+    fused: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -375,10 +394,14 @@ def examine(tree: Mapping[str, Any]) -> tuple[Params | None, list[str]]:
     return None if mistakes else params, mistakes
 
 
+# settings of a stage that params.yaml need not state, and what they are then
+_UNSAID: dict[str, Any] = {"budget": {}, "accumulate": 1, "loss_weighting": "token"}
+
+
 def tree_of(params: Params) -> dict[str, Any]:
     """Parameters as the tree that they were read from, less where to train, from which no number follows.
 
-    A budget is there where a stage has one.
+    A budget is there where a stage has one, and so is what else a stage may leave at its default.
     """
     tree = asdict(params)
     del tree["trainer"]
@@ -386,8 +409,9 @@ def tree_of(params: Params) -> dict[str, Any]:
         if not tree[key]:
             del tree[key]
     for section in (tree["stages"] or {}).values():  # none where a node of an ablation reads none
-        if section and not section.get("budget", True):
-            del section["budget"]
+        for name, usual in _UNSAID.items():
+            if section and section.get(name) == usual:
+                del section[name]
     return tree
 
 
@@ -442,8 +466,10 @@ def _recipes(params: Params) -> list[str]:
         f"recipe: no stage '{name}'{nearest(name, stages)}" for name in params.recipe if name not in stages
     ]
     trainer = params.trainer
-    if (word := trainer.strategy) not in STRATEGIES:
-        mistakes.append(f"trainer.strategy: no strategy '{word}'{nearest(word, STRATEGIES)}")
+    words_of_trainer = {"strategy": STRATEGIES, "layout": LAYOUTS, "compile": SWITCH, "fused": SWITCH}
+    for name, known in words_of_trainer.items():
+        if (word := getattr(trainer, name)) not in known:
+            mistakes.append(f"trainer.{name}: no {name} '{word}'{nearest(word, known)}")
     mistakes += [
         f"'trainer.{name}' must be at least 1, not {getattr(trainer, name)}"
         for name in ("devices", "num_nodes")
@@ -466,10 +492,14 @@ def _recipes(params: Params) -> list[str]:
         mistakes += _mix(params, where, mix, users)
     mistakes += _data_sets(params)
     for name, stage in vars(params.stages).items():
-        counts = ("steps", "batch_size", "log_every", "checkpoint_every")
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "accumulate")
         for count in counts:
             if getattr(stage, count, 1) < 1:
                 mistakes.append(f"'stages.{name}.{count}' must be at least 1, not {getattr(stage, count)}")
+        weighting = getattr(stage, "loss_weighting", "token")
+        if weighting not in WEIGHTINGS:
+            wrong = f"no weighting '{weighting}'{nearest(weighting, WEIGHTINGS)}"
+            mistakes.append(f"stages.{name}.loss_weighting: {wrong}")
         budget = getattr(stage, "budget", {})
         mistakes += [
             f"stages.{name}.budget: no unit '{unit}'{nearest(unit, BUDGETS)}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from components.contracts import Seen
 from components.layers import nf4
 
 __all__ = ["CausalLM"]
@@ -82,6 +83,17 @@ class CausalLM(nn.Module):
         self._takes_positions = "position_ids" in signature(model.base_model.forward).parameters
 
     @property
+    def packs(self) -> bool:
+        """Whether samples may share a row: nothing but positions and a mask says what a position sees.
+
+        Not so with ALiBi, a window, or layers that carry a state from one position to the next.
+        """
+        config = self.model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
+        return self._takes_positions and kinds == {"full_attention"} and window is None
+
+    @property
     def layers(self) -> Sequence[nn.Module]:
         """The transformer's blocks, each called with hidden states (B, T, D) first."""
         return list(self.get_submodule(self._layers_name()).children())
@@ -91,14 +103,19 @@ class CausalLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def forward(
-        self, embeds: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
+        self,
+        embeds: Tensor,
+        mask: Tensor | Seen | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor:
         """Run the layers and the final norm.
 
         Args:
             embeds: embeddings (B, T, D).
             mask: True where a position is real, (B, T); with a cache of P positions (B, P + T). Or what each
-                position sees, (B, T, P + T), in place of every rule of the model's own, such as a window.
+                position sees, (B, T, P + T), in place of every rule of the model's own, such as a window; or
+                the same as a rule, which FlexAttention takes as it is.
             positions: (B, T); by default they count the real positions, wherever the padding stands, and
                 with a mask (B, T, P + T), which does not tell padding, all positions. Models with ALiBi
                 follow the default whatever is given.
@@ -108,19 +125,23 @@ class CausalLM(nn.Module):
             Hidden states (B, T, D). Those of padding positions mean nothing.
         """
         length = embeds.shape[1]
-        if mask is not None and mask.dim() == 3:
+        accepted: Any = mask
+        if isinstance(mask, Seen):
+            flexible = self.model.config._attn_implementation == "flex_attention"
+            accepted = _sparse(mask) if flexible else self._four_dimensional(mask.dense(), embeds.dtype)
+        elif mask is not None and mask.dim() == 3:
             if positions is None:
                 past = mask.shape[2] - length
                 positions = torch.arange(past, past + length, device=mask.device).expand(len(mask), -1)
-            mask = self._four_dimensional(mask, embeds.dtype)
+            accepted = self._four_dimensional(mask, embeds.dtype)
         elif mask is not None and positions is None:
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, P + T)
             positions = positions[:, -length:]  # -> (B, T)
         extra = {"position_ids": positions} if self._takes_positions else {}
-        with self._masked(mask) as accepted:
+        with self._masked(accepted) as taken:
             return self.model.base_model(
                 inputs_embeds=embeds,
-                attention_mask=accepted,  # 2-D: transformers makes it causal, as its kernel wants it
+                attention_mask=taken,  # 2-D: transformers makes it causal, as its kernel wants it
                 past_key_values=cache,
                 use_cache=cache is not None,
                 **extra,
@@ -167,9 +188,9 @@ class CausalLM(nn.Module):
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
     @contextmanager
-    def _masked(self, mask: Tensor | None) -> Iterator[Tensor | None]:
+    def _masked(self, mask: Any) -> Iterator[Any]:
         """Give the mask that the model's forward accepts; while open, its blocks get the one meant."""
-        if mask is None or mask.dim() == 2 or self.model.config.model_type != "bloom":
+        if mask is None or len(mask.shape) == 2 or self.model.config.model_type != "bloom":
             yield mask
             return
         # it would make ALiBi from the mask, which has to be 2-D for that
@@ -197,6 +218,24 @@ def _cache_class() -> Any:
             )  # theirs takes how many to remove, as a negative number
 
     return Cache
+
+
+def _sparse(seen: Seen) -> Any:
+    """The same as a block mask of FlexAttention, which skips what nothing sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sample, block = seen.sample, seen.block
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        visible = query >= key
+        if block is not None:
+            visible = visible | ((block[row, query] == block[row, key]) & (block[row, query] > 0))
+        return visible & (sample[row, query] == sample[row, key])
+
+    rows, length = sample.shape
+    return create_block_mask(
+        rule, rows, None, length, length, device=str(sample.device), _compile=sample.is_cuda
+    )
 
 
 class _Adapter(nn.Module):

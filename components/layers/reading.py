@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,16 @@ class Reading(nn.Module):
             image: (B, T) int64, for every position of the run (without those in the cache) which of the
                 row's images is the last one at or before it; -1 for none.
         """
-        before, self._run = self._run, (tokens, image)
+        with self._open((tokens, image)):
+            yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """What the run at hand reads, to be opened later, when a block is run a second time."""
+        return self._open(self._run)
+
+    @contextmanager
+    def _open(self, run: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+        before, self._run = self._run, run
         try:
             yield
         finally:

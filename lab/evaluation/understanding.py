@@ -13,7 +13,8 @@ from components.contracts import TextDecoder
 from lab.evaluation.figures import Figure, sums_figure
 from lab.models.arm import Arm
 from lab.models.generation import generate_text
-from lab.models.unified import UnifiedModel, positions_of
+from lab.models.rows import positions_of
+from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
 from lab.samples.segments import EOS, Sample
 from lab.samples.tokenizer import Tokenizer

@@ -20,6 +20,7 @@ import yaml
 
 from lab.config import (
     BUDGETS,
+    LAYOUTS,
     OPTIONAL,
     RECIPE,
     STRATEGIES,
@@ -120,6 +121,7 @@ class Resources:
         nodes: machines.
         tasks: processes a node.
         strategy: how processes train together, one of STRATEGIES.
+        layout: how samples share a step, one of LAYOUTS.
         partition: of the cluster; "" for its default.
     """
 
@@ -130,6 +132,7 @@ class Resources:
     nodes: int = 1
     tasks: int = 1
     strategy: str = "auto"
+    layout: str = "auto"
     partition: str = ""
 
 
@@ -802,6 +805,9 @@ def _resources(value: object, recipes: Sequence[Sequence[str]], mistakes: list[s
     return found
 
 
+_CHOICES = {"strategy": STRATEGIES, "layout": LAYOUTS}
+
+
 def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
     """Fields of resources, those that are right."""
     names = [one.name for one in fields(Resources)]
@@ -822,8 +828,8 @@ def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
             case "time":
                 right = bool(re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", text)) and bool(re.search("[1-9]", text))
                 expected = "minutes, hours:minutes:seconds or days-hours, such as 30, 1:00:00 or 1-12"
-            case "strategy":
-                right, expected = text in STRATEGIES, f"one of {', '.join(STRATEGIES)}"
+            case "strategy" | "layout":
+                right, expected = text in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
             case "partition":
                 right, expected = bool(re.fullmatch(r"[\w.,-]+", text)), "the name of a partition"
             case _:
@@ -831,6 +837,6 @@ def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
         if right:
             found[str(name)] = item if name in ("cpus", "gpus", "nodes", "tasks") else text
         else:
-            hint = nearest(text, STRATEGIES) if name == "strategy" else ""
+            hint = nearest(text, _CHOICES[name]) if name in _CHOICES else ""
             mistakes.append(f"{where}.{name}: expected {expected}, not {item!r}{hint}")
     return found

@@ -170,7 +170,7 @@ class Context:
             module,
             dataset,
             collate,
-            FitSettings(**{name: getattr(settings, name) for name in names}),
+            FitSettings(**{name: value for name, value in vars(settings).items() if name in names}),
             self.node.work,
             self.node.label,
             self.tracked,
@@ -330,7 +330,9 @@ def _placement(folder: Path, stage: str) -> TrainerParams:
     from lab.graph.ablation import resources_of
 
     found = resources_of(folder / "ablation.yaml", stage)
-    return TrainerParams(strategy=found.strategy, devices=found.tasks, num_nodes=found.nodes)
+    return TrainerParams(
+        strategy=found.strategy, devices=found.tasks, num_nodes=found.nodes, layout=found.layout
+    )
 
 
 def execute(context: Context) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Continuation:
         positions = model.positions(batch)
         drawn, _ = model.slot_inputs(model.targets(batch))
         embeds = model.assemble(batch, self.read, drawn)
-        with model.reading(batch, self.read, batch.image):
+        with model.reading(batch.places.images, self.read, batch.image):
             states = model.text_decoder(embeds, model.visible(batch), positions, self.cache)
         self.state = states[:, -1:]
         self.position = positions[:, -1:] + 1  # (B, 1)
@@ -48,7 +48,8 @@ class Continuation:
         mask = torch.cat([self.mask, self.mask.new_ones(rows, new)], dim=1)  # (B, P + n)
         seen = mask.unsqueeze(1).expand(-1, new, -1) if together else mask
         positions = self.position + torch.arange(new, device=mask.device)
-        with self.model.reading(self.batch, self.read, self.batch.image[:, -1:].expand(-1, new)):
+        image = self.batch.image[:, -1:].expand(-1, new)
+        with self.model.reading(self.batch.places.images, self.read, image):
             states = self.model.text_decoder(embeds, seen, positions, self.cache)
         if keep:
             self.mask, self.position = mask, self.position + new

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from components.contracts import Connector, Encoder, Fusion, ImageDecoder, TextDecoder, VisualHead
 from lab.errors import LabError
+from lab.models.rows import Rule, laid_out, positions_of
 from lab.samples.batch import Batch
 
 
@@ -146,46 +147,65 @@ class UnifiedModel(nn.Module):
         """
         embeds = self.text_decoder.embed(batch.ids)  # (B, T, D)
         if read is not None and self.fusion.in_sequence:
-            embeds = _splice(embeds, batch.read, read, "read", batch.sample_ids)
+            embeds = _splice(embeds, batch.places.read, read, "read", batch.sample_ids)
         if drawn is not None:
-            embeds = _splice(embeds, batch.drawn, drawn, "drawn", batch.sample_ids)
+            embeds = _splice(embeds, batch.places.drawn, drawn, "drawn", batch.sample_ids)
         return embeds
 
     def states(self, batch: Batch, drawn: Tensor | None, cache: Any = None) -> Tensor:
         """Hidden states (B, T, D), given the inputs (J, S, D) at the slots of drawn images."""
         read = self.read(batch)
         embeds = self.assemble(batch, read, drawn)
-        with self.reading(batch, read, batch.image):
+        if batch.layout is not None:
+            rule = Rule(self._block(batch), self.positions(batch), in_order=not self.fusion.one_position)
+            return laid_out(
+                self.text_decoder,
+                embeds,
+                batch.layout,
+                rule,
+                lambda rows: self.reading(rows.images, read, rows.image),
+            )
+        with self.reading(batch.places.images, read, batch.image):
             return self.text_decoder(embeds, self.visible(batch), self.positions(batch), cache)
 
-    def reading(self, batch: Batch, read: Tensor | None, image: Tensor) -> AbstractContextManager[None]:
+    def reading(self, images: Tensor, read: Tensor | None, image: Tensor) -> AbstractContextManager[None]:
         """While open, the fusion's layers read the tokens (I, M, D); `image` (B, n) as in `Fusion.reading`.
 
         Also where no row has an image: gated layers act on text too, which must not depend on its neighbours.
+
+        Args:
+            images: (B, I_max), which of the I images are those of each row.
+            read: (I, M, D), None if there are none.
+            image: which of the row's images each position of a run reads.
         """
         if self.fusion.in_sequence:
             return nullcontext()
         if read is None:
-            shape = (0, self.connector.num_tokens, self.fusion.dim_visual)
-            read = torch.zeros(shape, device=batch.ids.device, dtype=next(self.parameters()).dtype)
-        of_row = batch.image.amax(dim=1) + 1  # (B,) images of each row
-        place = torch.arange(int(of_row.max()), device=read.device) < of_row.unsqueeze(1)  # (B, I_max)
-        rows = read.new_zeros(*place.shape, *read.shape[1:])
-        return self.fusion.reading(rows.masked_scatter(place[..., None, None], read), image)
+            shape = (*images.shape[:1], 0, self.connector.num_tokens, self.fusion.dim_visual)
+            rows = torch.zeros(shape, device=image.device, dtype=next(self.parameters()).dtype)
+        else:
+            rows = read[images]  # (B, I_max, M, D)
+        return self.fusion.reading(rows, image)
 
     def visible(self, batch: Batch) -> Tensor:
         """What each position sees: (B, T) real positions where that is causal, else (B, T, T)."""
-        blocks = torch.zeros_like(batch.mask)
-        if self.fusion.bidirectional:
-            blocks = blocks | batch.read
-        if self.visual_head is not None and self.visual_head.bidirectional:
-            blocks = blocks | batch.drawn
-        if not blocks.any():
+        block = self._block(batch)
+        if block is None:
             return batch.mask
-        number = (blocks & ~_shifted(blocks)).cumsum(dim=1)  # (B, T) of an image; marks stand between two
-        same = (number.unsqueeze(2) == number.unsqueeze(1)) & blocks.unsqueeze(2) & blocks.unsqueeze(1)
-        causal = torch.ones_like(same[0]).tril()
-        return (causal | same) & batch.mask.unsqueeze(1)  # (B, T, T)
+        same = (block.unsqueeze(2) == block.unsqueeze(1)) & (block > 0).unsqueeze(2)
+        return (torch.ones_like(same[0]).tril() | same) & batch.mask.unsqueeze(1)  # (B, T, T)
+
+    def _block(self, batch: Batch) -> Tensor | None:
+        """The number (B, T), from 1 on, of the image whose positions see each other; 0 for none of them."""
+        blocks = []
+        if self.fusion.bidirectional and len(batch.places.read):
+            blocks.append(batch.read)
+        if self.visual_head is not None and self.visual_head.bidirectional and len(batch.places.drawn):
+            blocks.append(batch.drawn)
+        if not blocks:
+            return None
+        inside = blocks[0] | blocks[-1]
+        return (inside & ~_shifted(inside)).cumsum(dim=1) * inside  # marks stand between two images
 
     def positions(self, batch: Batch) -> Tensor:
         """Positions (B, T) that count real elements only, so that padding on either side changes nothing."""
@@ -201,14 +221,19 @@ class UnifiedModel(nn.Module):
         targets = self.targets(batch)
         drawn, noise = self.slot_inputs(targets)
         states = self.states(batch, drawn)
-        tasks = len(batch.tasks)
+        tasks, places = len(batch.tasks), batch.places
         text_sum, text_count = states.new_zeros(tasks), states.new_zeros(tasks)
-        row, column = batch.supervised.nonzero(as_tuple=True)
-        if len(row):
-            logits = self.text_decoder.logits(states[row, column - 1])  # (K, V)
-            entropy = F.cross_entropy(logits.float(), batch.ids[row, column], reduction="none")  # (K,)
-            text_sum = text_sum.index_add(0, batch.task[row], entropy)
-            text_count = text_count.index_add(0, batch.task[row], torch.ones_like(entropy))
+        text = states.new_zeros(())
+        if len(places.supervised):
+            logits = self.text_decoder.logits(states.flatten(0, 1)[places.supervised - 1])  # (K, V)
+            wanted = batch.ids.flatten()[places.supervised]
+            entropy = F.cross_entropy(logits.float(), wanted, reduction="none")  # (K,)
+            task = batch.task[places.supervised // batch.ids.shape[1]]
+            text_sum = text_sum.index_add(0, task, entropy)
+            text_count = text_count.index_add(0, task, torch.ones_like(entropy))
+            text = text_sum.sum() / text_count.sum()
+            if batch.weights is not None:
+                text = (entropy * batch.weights).sum() / batch.weights.sum()
         image_sum, image_count = states.new_zeros(tasks), states.new_zeros(tasks)
         if targets is not None:
             at_slots, owner = self.at_slots(batch, states)
@@ -219,7 +244,7 @@ class UnifiedModel(nn.Module):
             image_sum = image_sum.index_add(0, batch.task[owner], loss)
             image_count = image_count.index_add(0, batch.task[owner], torch.ones_like(loss))
         return Losses(
-            text=text_sum.sum() / text_count.sum().clamp_min(1),
+            text=text,
             image=image_sum.sum() / image_count.sum().clamp_min(1),
             text_sum=text_sum.detach(),
             text_count=text_count.detach(),
@@ -229,10 +254,8 @@ class UnifiedModel(nn.Module):
 
     def at_slots(self, batch: Batch, states: Tensor) -> tuple[Tensor, Tensor]:
         """States (J, S, D) that the head reads for each drawn image, and the row of each image (J,)."""
-        slots = self._head.num_slots
-        row, column = batch.drawn.nonzero(as_tuple=True)  # row-major, S consecutive positions an image
-        chosen = states[row, column - int(self._head.reads_before)]
-        return chosen.view(-1, slots, states.shape[-1]), row[::slots]
+        chosen = states.flatten(0, 1)[batch.places.drawn - int(self._head.reads_before)]
+        return chosen.view(-1, self._head.num_slots, states.shape[-1]), batch.places.owner
 
     @property
     def _head(self) -> VisualHead:
@@ -247,11 +270,6 @@ class UnifiedModel(nn.Module):
         return self.image_decoder
 
 
-def positions_of(mask: Tensor) -> Tensor:
-    """Positions (B, T) that count True elements only."""
-    return (mask.long().cumsum(dim=1) - 1).clamp_min(0)
-
-
 def _as_they_are(tokens: Tensor, first: int) -> Tensor:
     """Visual tokens (B, n, D) that are inputs of the language model already."""
     return tokens
@@ -262,12 +280,13 @@ def _shifted(mask: Tensor) -> Tensor:
     return F.pad(mask, (1, 0))[:, :-1]
 
 
-def _splice(embeds: Tensor, slots: Tensor, tokens: Tensor, what: str, sample_ids: tuple[str, ...]) -> Tensor:
-    """`embeds` (B, T, D) with `tokens` (I, n, D) at the slots (B, T), in row-major order."""
-    expected, given = int(slots.sum()), tokens.shape[0] * tokens.shape[1]
+def _splice(embeds: Tensor, places: Tensor, tokens: Tensor, what: str, sample_ids: tuple[str, ...]) -> Tensor:
+    """`embeds` (B, T, D) with `tokens` (I, n, D) at these places (I * n,)."""
+    expected, given = len(places), tokens.shape[0] * tokens.shape[1]
     if expected != given:
         raise LabError(
             f"images {what}: the batch has {expected} visual positions, the model made {given} tokens "
             f"({tokens.shape[0]} images of {tokens.shape[1]}); first sample {sample_ids[0]}"
         )
-    return embeds.masked_scatter(slots.unsqueeze(-1), tokens.to(embeds.dtype))
+    flat = embeds.flatten(0, 1).index_copy(0, places, tokens.flatten(0, 1).to(embeds.dtype))
+    return flat.view_as(embeds)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,43 @@ from torch import Tensor
 from lab.errors import LabError
 from lab.samples.chat import Run
 from lab.samples.features import Features
+from lab.samples.layout import Layout
 from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Picture, Sample
 from lab.samples.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things stand in a batch, as indices: known on the host, so that no device is asked for them.
+
+    A place is a position of the batch counted over its rows, row * T + column.
+
+    Attributes:
+        supervised: (K,) text elements that the model has to produce.
+        read: (I * M,) visual tokens of images read.
+        drawn: (J * S,) slots of images drawn.
+        owner: (J,) the row of each image drawn.
+        images: (B, I_max) which of the images read are a row's, in order; 0 where it has no more.
+    """
+
+    supervised: Tensor
+    read: Tensor
+    drawn: Tensor
+    owner: Tensor
+    images: Tensor
+
+    @classmethod
+    def of(
+        cls, supervised: np.ndarray, read: np.ndarray, drawn: np.ndarray, image: np.ndarray, slots: int
+    ) -> Places:
+        """Of masks (B, T) and image numbers (B, T); an image drawn takes `slots` places."""
+        at = [np.flatnonzero(mask) for mask in (supervised, read, drawn)]
+        owner = at[2][:: max(slots, 1)] // drawn.shape[1]
+        count = image.max(axis=1) + 1  # (B,)
+        within = np.arange(count.max())
+        first = (np.cumsum(count) - count)[:, None]
+        images = np.where(within < count[:, None], first + within, 0)  # (B, I_max)
+        return cls(*(torch.from_numpy(array) for array in (*at, owner, images)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +75,9 @@ class Batch:
         tasks: names of tasks.
         sample_ids: B names, for logs and errors.
         pad: the pad id.
+        places: the masks as indices.
+        layout: how the language model gets the rows (see lab/samples/layout.py); None for as they are here.
+        weights: (K,) float32, what each supervised element counts in the loss; None for one each.
     """
 
     ids: Tensor
@@ -55,6 +93,9 @@ class Batch:
     tasks: tuple[str, ...]
     sample_ids: tuple[str, ...]
     pad: int
+    places: Places
+    layout: Layout | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,12 +107,23 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        moved: dict[str, Any] = {
-            item.name: value.to(device, non_blocking=True)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        return replace(self, **moved)
+        return mapped(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory from which a GPU takes it while the host goes on."""
+        return mapped(self, Tensor.pin_memory)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A dataclass with all its tensors changed, those of dataclasses and tuples within it as well."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(mapped(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {item.name: mapped(getattr(value, item.name), change) for item in fields(value)}
+        return replace(value, **changed)
+    return value
 
 
 class Collate:
@@ -122,12 +174,13 @@ class Collate:
             for segment in sample.segments
             if segment.picture is not None
         ]
+        read, drawn = kind == _READ, kind == _DRAWN
         return Batch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             supervised=torch.from_numpy(supervised),
-            read=torch.from_numpy(kind == _READ),
-            drawn=torch.from_numpy(kind == _DRAWN),
+            read=torch.from_numpy(read),
+            drawn=torch.from_numpy(drawn),
             image=torch.from_numpy(image),
             prompt=self._prompts(samples),
             pixels_read=images_of([picture for picture, drawn in images if not drawn], self.features),
@@ -136,6 +189,7 @@ class Collate:
             tasks=self.tasks,
             sample_ids=tuple(sample.id for sample in samples),
             pad=self._pad,
+            places=Places.of(supervised, read, drawn, image, self.tokens_drawn),
         )
 
     def length(self, sample: Sample) -> int:

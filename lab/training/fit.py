@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from lab.config import TrainerParams
 from lab.errors import LabError
 from lab.samples.mixture import StepBatches
+from lab.samples.step import StepCollate
 from lab.training.callbacks import ExactResume, LossWatch
 from lab.training.checkpoints import NAME, LastCheckpoint, find, joined, tidy
 from lab.training.collective import disconnect
@@ -24,6 +25,7 @@ from lab.training.ledger import Ledger
 from lab.training.modules import StageModule
 from lab.training.preemption import Paused, Preempted, deferred
 from lab.training.processes import is_rank_zero, placement, planned, processes, sharded
+from lab.training.speed import accelerated, plan_of, switched_on
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class FitSettings:
         log_every: steps between log points.
         checkpoint_every: steps between resumable checkpoints.
         budget: "tokens", "flops" or "seconds" -> an amount that ends the stage instead of `steps`.
+        accumulate: parts that the samples of a step are divided into.
+        loss_weighting: "token" or "sample", what counts the same in the loss of supervised text.
     """
 
     steps: int
@@ -47,6 +51,8 @@ class FitSettings:
     log_every: int
     checkpoint_every: int
     budget: Mapping[str, float] = field(default_factory=dict)
+    accumulate: int = 1
+    loss_weighting: str = "token"
 
 
 def fit(
@@ -128,7 +134,6 @@ def _train(
         0 if alone else processes().rank,
         1 if alone else planned(where),
     )
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate)
     _quiet_lightning()
     trainer = pl.Trainer(
         **placement(where, module.branches),
@@ -151,6 +156,13 @@ def _train(
         ],
     )
     _leave_signals_alone(trainer)
+    device = trainer.strategy.root_device.type
+    by_sample = settings.loss_weighting == "sample"
+    collate_step = StepCollate(
+        collate, settings.accumulate, plan_of(where, module, device, sharded(where)), by_sample
+    )
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_step, pin_memory=device == "cuda")
+    module.fused = switched_on(where.fused, device)
     scratch: Path | None = None
     environment = dict(os.environ)
     try:
@@ -162,8 +174,9 @@ def _train(
                 f"{label}: {state} was written by processes that had all weights each, and cannot be split "
                 "now; go on with strategy ddp, or remove it"
             )
-        trainer.fit(module, loader, ckpt_path=state, weights_only=True)
-        module.join()
+        with accelerated(module, where, device):
+            trainer.fit(module, loader, ckpt_path=state, weights_only=True)
+            module.join()
     except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from stop
     except UnpicklingError as error:
@@ -193,6 +206,19 @@ def _check(module: StageModule, settings: FitSettings, label: str, where: Traine
         raise LabError(f"{label}: trains in one process only, not {world}: {reason}")
     if settings.batch_size % world:
         raise LabError(f"{label}: batch_size {settings.batch_size} cannot be divided among {world} processes")
+    parts, share = settings.accumulate, settings.batch_size // world
+    if parts > 1 and (reason := module.whole()):
+        raise LabError(f"{label}: accumulate {parts}, but the stage needs a batch whole: {reason}")
+    if share % parts:
+        own = f" that each of {world} processes has" if world > 1 else ""
+        raise LabError(
+            f"{label}: accumulate {parts}, but the {share} samples of a step{own} do not divide by it"
+        )
+    if where.layout == "buckets" and sharded(where):
+        raise LabError(
+            f"{label}: with layout buckets lengths say how often the model is called, and strategy fsdp "
+            "needs it called equally often by all processes; choose packed, padded or auto"
+        )
     if "tokens" in settings.budget and not module.language:
         raise LabError(
             f"{label}: a budget in tokens, but this stage has no language model; "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from lab.training.checkpointing import kept
 from lab.training.randomness import random_states, set_random_states
 
 
@@ -29,7 +30,9 @@ def flops_of(module: nn.Module, batch: Any, precision: AbstractContextManager[An
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter, torch.enable_grad():
+        counter = FlopCounterMode(display=False, custom_mapping=_ON_CPU)
+        # compiled code hides its operations, and a second run of a block is no work of the model
+        with counter, torch.enable_grad(), kept(), torch.compiler.set_stance("force_eager"):
             with precision:
                 loss = module(batch)
             loss.backward()

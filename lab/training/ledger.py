@@ -6,12 +6,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from lab.errors import LabError
+from lab.samples.batch import Batch
+from lab.samples.step import parts_of
 from lab.training.collective import collected, rank, summed
 from lab.training.flops import flops_of
 from lab.training.preemption import SIGNALS
@@ -111,7 +114,10 @@ class Ledger(pl.Callback):
             return
         start = time.perf_counter()
         with module.unlogged():
-            flops = flops_of(module, batch, trainer.precision_plugin.forward_context())
+            flops = sum(
+                flops_of(module, _padded(part), trainer.precision_plugin.forward_context())
+                for part in parts_of(batch)
+            )
         self._measured.append(tuple(summed([module.positions, flops])))  # type: ignore[arg-type]
         self._since += time.perf_counter() - start
 
@@ -143,6 +149,11 @@ class Ledger(pl.Callback):
 
 
 _MEASURED, _MEASURED_FOR_A_BUDGET = 1, 4  # batches
+
+
+def _padded(batch: Any) -> Any:
+    """The batch without its layout, of which neither costs nor a budget may depend."""
+    return replace(batch, layout=None) if isinstance(batch, Batch) else batch
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -14,16 +14,18 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.contracts import TextDecoder
 from lab.config import ROLES
 from lab.errors import LabError, nearest
 from lab.models.autoencoder import ImageAutoencoder
 from lab.models.contrastive import ContrastiveModel
 from lab.models.representation import RepresentationModel
-from lab.models.unified import UnifiedModel, positions_of
+from lab.models.rows import Rule, laid_out, positions_of
+from lab.models.unified import UnifiedModel
 from lab.samples.batch import Batch
 from lab.samples.regions import CaptionedRegions, Pixels
+from lab.samples.step import parts_of
 from lab.training.collective import all_rows, mean_over_processes, rank, world
+from lab.training.trainable import ROWS_ONLY, set_trainable
 
 if TYPE_CHECKING:
     from lab.training.sharding import Sharded
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
 class StageModule(pl.LightningModule):
     """Optimizer, schedule and loss accounting that all stages share.
 
-    Several processes each see a part of a batch, and their gradients are averaged. So a loss that is a mean
-    over the part is weighed by how large the part is (`weighed`); the step is then that of one process.
+    A step's batch may come in parts, one after the other (`Parts`), and several processes each see a part of
+    it, their gradients averaged. So a loss that is a mean over the part is weighed by how large the part is
+    (`weighed`); the step is then that of one process on the whole batch.
 
     Args:
         model: what is trained.
@@ -69,6 +72,9 @@ class StageModule(pl.LightningModule):
         self.learning_rates, self.steps = dict(learning_rates), steps
         self.warmup, self.weight_decay = warmup, weight_decay
         self.tokens, self.positions = 0, 1
+        self.part = 1.0  # of a step's parts that a batch is
+        self._whole: Tensor | None = None
+        self.fused = False  # whether the optimizer updates in one kernel
         self._by_share = False
         self._sharded: Sharded | None = None
         self._sums: dict[str, Tensor] = {}
@@ -83,22 +89,55 @@ class StageModule(pl.LightningModule):
         return loss if self._sharded is None else self._sharded.reached(loss)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(batch)  # a call, which is where weights that are split come together
+        """The loss of a step, of which the gradient is that of its last part; the others' has been added."""
+        parts = parts_of(batch)
+        self._weigh(parts)
+        if len(parts) == 1:
+            return self(parts[0])  # a call, which is where weights that are split come together
+        self.zero_grad()
+        before = torch.zeros((), device=self.device)
+        for part in parts[:-1]:
+            loss = self(part)
+            self.trainer.strategy.backward(loss, None)
+            before = before + loss.detach()
+        return self(parts[-1]) + before
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.part == 1.0:  # else it would forget the parts before the last
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def alone(self) -> str:
         """Why the stage runs in one process only, "" if it need not."""
         return ""
 
-    def weighed(self, loss: Tensor, count: Tensor) -> Tensor:
-        """A mean (...) over `count` (...) elements here, so that its mean over processes is that over all."""
-        if world() == 1:
-            return loss
-        return loss * (count / mean_over_processes(count).clamp_min(1 / world()))
+    def whole(self) -> str:
+        """Why a step's batch cannot come in parts, "" if it can."""
+        return ""
+
+    def counts(self, batch: Any) -> Tensor | None:
+        """Of how many elements (n,) each of the batch's losses is the mean; None if it cannot be divided."""
+        return None
+
+    def weighed(self, means: Tensor, batch: Any) -> Tensor:
+        """Losses (n,) of a part, so that their sum over parts and mean over processes is that of all."""
+        if self._whole is None:
+            return means
+        counts = self.counts(batch)
+        assert counts is not None  # `fit` has looked
+        return means * (counts / self._whole.clamp_min(1 / world()))
+
+    def _weigh(self, parts: Sequence[Any]) -> None:
+        """Learns how much there is of what the losses of all parts are means of, over all processes."""
+        self.part, self._whole = 1 / len(parts), None
+        counts = [self.counts(part) for part in parts] if len(parts) > 1 or world() > 1 else []
+        if known := [count for count in counts if count is not None]:
+            self._whole = mean_over_processes(torch.stack(known).sum(dim=0))
 
     def add_log(self, name: str, total: Tensor, count: Tensor | float = 1.0) -> None:
         """Adds to a running mean that stays on the device."""
         total = total.detach()
-        weight = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+        # filled on the device: a number sent there would be waited for
+        weight = count.to(total.dtype) if isinstance(count, Tensor) else torch.full_like(total, count)
         nothing = torch.zeros_like(total)
         self._sums[name] = (
             self._sums.get(name, nothing).to(total.device) + total
@@ -166,6 +205,7 @@ class StageModule(pl.LightningModule):
                 for (rate, decay), members in groups.items()
             ],
             betas=(0.9, 0.98),
+            fused=self.fused or None,
         )
         if self._by_share:
             for group in optimizer.param_groups:
@@ -181,8 +221,9 @@ class StageModule(pl.LightningModule):
         self._sums, self._counts = checkpoint["running_means"]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, Batch):  # counted here, where it is still on the CPU
-            self.tokens, self.positions = int(batch.mask.sum()), batch.ids.numel()
+        if batches := [part for part in parts_of(batch) if isinstance(part, Batch)]:  # still on the CPU
+            self.tokens = sum(int(part.mask.sum()) for part in batches)
+            self.positions = sum(part.ids.numel() for part in batches)
         return (
             batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
         )
@@ -218,6 +259,9 @@ class ContrastivePretraining(StageModule):
                 raise LabError(f"stages.encoder.losses: unknown loss '{name}'{nearest(name, self.LOSSES)}")
         self.weights = {name: weight for name, weight in weights.items() if weight}
 
+    def whole(self) -> str:
+        return "it compares all images with all captions"
+
     def loss(self, batch: CaptionedRegions) -> Tensor:
         tokens = all_rows(self.model.encoder(batch.pixels[rank() :: world()]))  # (B, N, D_v)
         total = tokens.new_zeros(())
@@ -237,13 +281,25 @@ class TextPretraining(StageModule):
     branches = False
 
     def loss(self, batch: Batch) -> Tensor:
-        states = self.model(self.model.embed(batch.ids), batch.mask, positions_of(batch.mask))  # (B, T, D)
-        row, column = batch.supervised.nonzero(as_tuple=True)
-        logits = self.model.logits(states[row, column - 1])  # (K, V)
-        loss = F.cross_entropy(logits.float(), batch.ids[row, column])
-        loss = self.weighed(loss, loss.new_tensor(len(row)))
-        self.add_log("loss", loss)
+        embeds, positions = self.model.embed(batch.ids), positions_of(batch.mask)
+        if batch.layout is None:
+            states = self.model(embeds, batch.mask, positions)  # (B, T, D)
+        else:
+            states = laid_out(self.model, embeds, batch.layout, Rule(None, positions))
+        places = batch.places.supervised
+        logits = self.model.logits(states.flatten(0, 1)[places - 1])  # (K, V)
+        wanted = batch.ids.flatten()[places]
+        if batch.weights is None:
+            loss = F.cross_entropy(logits.float(), wanted)
+        else:
+            entropy = F.cross_entropy(logits.float(), wanted, reduction="none")
+            loss = (entropy * batch.weights).sum() / batch.weights.sum()
+        loss = self.weighed(loss.view(1), batch).sum()
+        self.add_log("loss", loss, self.part)
         return loss
+
+    def counts(self, batch: Batch) -> Tensor:
+        return _supervised(batch).view(1)
 
 
 class RepresentationTraining(StageModule):
@@ -253,6 +309,9 @@ class RepresentationTraining(StageModule):
 
     def alone(self) -> str:
         return "it draws hard negatives from all of a batch"
+
+    def whole(self) -> str:
+        return self.alone()
 
     def loss(self, batch: CaptionedRegions) -> Tensor:
         losses = self.model(batch.pixels, batch.captions)
@@ -291,6 +350,9 @@ class ImageDecoderTraining(StageModule):
         discrete = any(getattr(part, "codebook", None) is not None for part in parts)
         return "codes move after the images of a batch, outside the optimizer" if discrete else ""
 
+    def whole(self) -> str:
+        return self.alone()
+
     def loss(self, batch: Pixels) -> Tensor:
         tokens, own = self.model.tokens(batch.pixels_drawn, self.trainable)  # (J, N, D_v), (J,) or None
         share = self.noise * torch.rand(len(tokens), 1, 1, device=tokens.device)
@@ -299,8 +361,13 @@ class ImageDecoderTraining(StageModule):
         if own is not None:
             self.add_log("loss_tokens", own.mean())
             loss = loss + own.mean()
-        self.add_log("loss", loss)
+        loss = self.weighed(loss.view(1), batch).sum()
+        self.add_log("loss", loss, self.part)
         return loss
+
+    def counts(self, batch: Pixels) -> Tensor:
+        images = batch.pixels_drawn
+        return images.new_full((1,), len(images))
 
     def on_train_start(self) -> None:
         for role in ("encoder", "connector"):
@@ -346,63 +413,21 @@ class UnifiedTraining(StageModule):
 
     def loss(self, batch: Batch) -> Tensor:
         losses = self.model(batch)
-        counts = torch.stack([losses.text_count.sum(), losses.image_count.sum()])
-        text, image = self.weighed(torch.stack([losses.text, losses.image]), counts)
+        text, image = self.weighed(torch.stack([losses.text, losses.image]), batch)
         total = text + self.image_weight * image
-        self.add_log("loss", total)
+        self.add_log("loss", total, self.part)
         for index, task in enumerate(batch.tasks):
             self.add_log(f"loss_{task}", losses.text_sum[index], losses.text_count[index])
             self.add_log(f"loss_{task}_image", losses.image_sum[index], losses.image_count[index])
         return total
 
-
-def set_trainable(model: UnifiedModel, trainable: Sequence[str], image_marks: Sequence[int] = ()) -> None:
-    """Freezes all of the unified model that the recipe does not name.
-
-    A part is a role; a role and a pattern of parameter names, such as `text_decoder.*norm*` or
-    `encoder.*blocks.11.*`; `text_decoder.lora` or `text_decoder.adapters`, what was added to the language
-    model; or `text_decoder.image_marks`, of its word embeddings and output rows those of the tokens around an
-    image, which a frozen language model has never seen.
-
-    Raises:
-        LabError: an unknown part, or a pattern that no parameter matches.
-    """
-    model.requires_grad_(False)
-    for part in trainable:
-        role, _, pattern = part.partition(".")
-        module = getattr(model, role, None) if role in ROLES else None
-        if module is None:
-            raise LabError(f"trainable: unknown part '{part}'{nearest(part, ROLES)}")
-        if part == "text_decoder.image_marks":
-            _train_rows(module, image_marks)
-            continue
-        if part in ("text_decoder.lora", "text_decoder.adapters"):
-            chosen = [
-                p for name, p in module.adapter_parameters() if part.endswith("adapters") or "lora_" in name
-            ]
-        else:
-            chosen = [p for name, p in module.named_parameters() if fnmatchcase(name, pattern or "*")]
-        if not chosen and part == "text_decoder.lora":
-            raise LabError(
-                "trainable: text_decoder.lora, but the text decoder has no adapters; set lora_rank"
-            )
-        if not chosen and pattern:
-            names = [name for name, _ in module.named_parameters()]
-            raise LabError(f"trainable: no parameter of {role} matches '{pattern}'{nearest(pattern, names)}")
-        for parameter in chosen:
-            parameter.requires_grad_(True)
+    def counts(self, batch: Batch) -> Tensor:
+        text = _supervised(batch)
+        return torch.stack([text, text.new_full((), len(batch.pixels_drawn))])
 
 
-ROWS_ONLY = "rows_only"  # marks a parameter of which a few rows train
-
-
-def _train_rows(decoder: TextDecoder, rows: Sequence[int]) -> None:
-    """Of the word embeddings and the output layer, lets these rows learn alone."""
-    matrices = {id(p): p for name, p in decoder.named_parameters() if p.shape[:1] == (decoder.vocab_size,)}  # type: ignore[attr-defined]
-    for parameter in matrices.values():
-        keep = torch.zeros(len(parameter), dtype=torch.bool)
-        keep[list(rows)] = True
-        shape = (-1, *[1] * (parameter.ndim - 1))
-        parameter.requires_grad_(True)
-        setattr(parameter, ROWS_ONLY, True)  # no weight decay: it would move the other rows
-        parameter.register_hook(lambda grad, keep=keep, shape=shape: grad * keep.to(grad.device).view(shape))
+def _supervised(batch: Batch) -> Tensor:
+    """What the text loss of a batch is a mean over, as a scalar: its supervised elements, or its samples."""
+    if batch.weights is not None:
+        return batch.weights.sum()
+    return torch.full((), float(len(batch.places.supervised)), device=batch.ids.device)

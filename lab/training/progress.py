@@ -48,7 +48,8 @@ class HeldOutScore(pl.Callback):
         module.eval()
         with torch.no_grad():
             samples = [self.held_out[position] for position in range(len(self.held_out))]
-            losses = module.model(trainer.train_dataloader.collate_fn(samples).to(module.device))
+            batch = trainer.train_dataloader.collate_fn.collate(samples)  # whole, whatever a step's parts are
+            losses = module.model(batch.to(module.device))
         for child, training in modes.items():
             child.training = training
         torch.set_rng_state(state)

@@ -21,7 +21,7 @@ from lab.exchange.parts import own_tokenizer
 from lab.models.arm import Arm, load_arm
 from lab.models.generation import generate_text
 from lab.registry import build
-from lab.samples.batch import Batch
+from lab.samples.batch import Batch, Places
 from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS, Sample, Segment, answer, image, question
 from lab.samples.tokenizer import Tokenizer
 
@@ -307,9 +307,9 @@ def as_batch(ids: Tensor, image_id: int, pixels: Tensor) -> Batch:
     none, nothing = torch.zeros_like(read), torch.zeros(0, 3, 1, 1)
     image_of = read.long().cumsum(1).clamp(max=1) - 1
     prompt, task = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    return Batch(
-        ids, ~none, none, read, none, image_of, prompt, pixels, nothing, task, ("vqa",), ("prompt",), pad=0
-    )
+    places = Places.of(*(array.numpy() for array in (none, read, none, image_of)), 0)
+    shown = (prompt, pixels, nothing, task, ("vqa",), ("prompt",))
+    return Batch(ids, ~none, none, read, none, image_of, *shown, pad=0, places=places)
 
 
 @pytest.mark.parametrize("case", LLAVAS)

@@ -15,7 +15,7 @@ from lab.errors import LabError
 from lab.evaluation.understanding import prompt_of
 from lab.models.arm import Arm
 from lab.models.generation import generate_image_tokens, generate_text
-from lab.models.unified import positions_of
+from lab.models.rows import positions_of
 from lab.samples.batch import Batch
 from lab.samples.segments import EOS, IMAGE_START, Sample, Segment, answer, image, question
 

@@ -1,0 +1,160 @@
+"""How the language model gets the samples of a step: padded, in groups of like length, or packed in rows.
+
+Whatever the layout, a step is on the same samples, and its losses are the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lab.samples.batch import Batch
+
+Word = Literal["padded", "buckets", "packed"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples that the language model gets in one call, R rows of L positions.
+
+    Attributes:
+        place: (R, L) int64, which place of the batch stands there; 0 in padding.
+        sample: (R, L) int64, the row of the batch that it belongs to; -1 in padding.
+        image: (R, L) int64, which of `images` is the sample's last at or before a position; -1 for none.
+        images: (R, I_r) int64, the images read that belong to a row of these; 0 where it has no more.
+        alone: whether each row holds one sample, from its first position on.
+    """
+
+    place: Tensor
+    sample: Tensor
+    image: Tensor
+    images: Tensor
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A batch's samples over one or more `Rows`.
+
+    Attributes:
+        rows: in the order in which they are called.
+        back: (B * T,) int64, for each place of the batch where it stands in all rows, one after the other; 0
+            for padding.
+    """
+
+    rows: tuple[Rows, ...]
+    back: Tensor
+
+    @property
+    def positions(self) -> int:
+        """Positions that the language model computes, padding included."""
+        return sum(rows.place.numel() for rows in self.rows)
+
+
+def lay_out(batch: Batch, word: Word, budget: int) -> Batch:
+    """The batch, on the CPU and padded on the right, with a layout.
+
+    Args:
+        batch: as collated.
+        word: "padded" is one group of all rows.
+        budget: of a packed row, in tokens, as in `pack`.
+    """
+    lengths = batch.mask.sum(dim=1).tolist()
+    if word == "packed":
+        groups = [pack(lengths, budget)]
+    else:
+        found = buckets(lengths) if word == "buckets" else [list(range(len(lengths)))]
+        groups = [[[sample] for sample in group] for group in found]
+    rows = tuple(_rows(batch, group, lengths) for group in groups)
+    back = np.zeros(batch.ids.numel(), np.int64)
+    place = torch.cat([one.place.flatten() for one in rows]).numpy()
+    real = torch.cat([one.sample.flatten() for one in rows]).numpy() >= 0
+    back[place[real]] = np.flatnonzero(real)
+    return replace(batch, layout=Layout(rows, torch.from_numpy(back)))
+
+
+def buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups of samples of like length, each the rows of one call, shortest samples first.
+
+    They minimise the positions computed, where every call costs as much as `CALL` positions more.
+    """
+    order = sorted(range(len(lengths)), key=lambda sample: lengths[sample])
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first n samples: cost, start of the last group
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        best.append(min((best[start][0] + (end - start) * longest + CALL, start) for start in range(end)))
+    groups, end = [], len(order)
+    while end:
+        start = best[end][1]
+        groups.append(order[start:end])
+        end = start
+    return groups[::-1]
+
+
+CALL = 64  # positions that one more call of the language model is worth (docs/training.md)
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Samples in rows, none cut: of one to two budgets each, or as long as the longest sample, or not much more.
+
+    Of all numbers of rows that this allows, the one that leaves the fewest positions empty.
+    """
+    order = sorted(range(len(lengths)), key=lambda sample: -lengths[sample])
+    total, longest = sum(lengths), lengths[order[0]]
+    fewest, most = (max(1, total // max(size, longest)) for size in (2 * budget, budget))
+    tried = [_in_rows(lengths, order, count) for count in range(most, fewest - 1, -1)]
+    return min(tried, key=lambda rows: len(rows) * max(sum(lengths[one] for one in row) for row in rows))
+
+
+def _in_rows(lengths: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    """Samples in at most `count` rows that are as short as best fit gets them, to a percent."""
+    capacity = max(lengths[order[0]], -(-sum(lengths) // count))
+    while len(rows := _best_fit(lengths, order, capacity)) > count:
+        capacity += max(1, capacity // 100)
+    return rows
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
+    """Each sample in the fullest row that it fits."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for sample in order:
+        fitting = [row for row in range(len(rows)) if room[row] >= lengths[sample]]
+        if not fitting:
+            rows.append([sample])
+            room.append(capacity - lengths[sample])
+            continue
+        fullest = min(fitting, key=room.__getitem__)
+        rows[fullest].append(sample)
+        room[fullest] -= lengths[sample]
+    return rows
+
+
+def _rows(batch: Batch, samples: Sequence[Sequence[int]], lengths: Sequence[int]) -> Rows:
+    """Rows that hold these samples each, one after the other."""
+    width = batch.ids.shape[1]
+    numbers, owned = batch.image.numpy(), batch.image.amax(dim=1).numpy() + 1  # images of each sample
+    longest = max(sum(lengths[sample] for sample in row) for row in samples)
+    place = np.zeros((len(samples), longest), np.int64)
+    sample_of, image = np.full_like(place, -1), np.full_like(place, -1)
+    images = np.zeros((len(samples), max(sum(owned[sample] for sample in row) for row in samples)), np.int64)
+    table = batch.places.images.numpy()
+    for index, row in enumerate(samples):
+        start = before = 0
+        for sample in row:
+            here = slice(start, start + lengths[sample])
+            place[index, here] = sample * width + np.arange(lengths[sample])
+            sample_of[index, here] = sample
+            number = numbers[sample, : lengths[sample]]
+            image[index, here] = np.where(number >= 0, number + before, -1)
+            images[index, before : before + owned[sample]] = table[sample, : owned[sample]]
+            start, before = start + lengths[sample], before + int(owned[sample])
+    alone = all(len(row) == 1 for row in samples)
+    as_tensors = [torch.from_numpy(array) for array in (place, sample_of, image, images)]
+    return Rows(as_tensors[0], as_tensors[1], as_tensors[2], as_tensors[3], alone)
