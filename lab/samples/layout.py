@@ -101,7 +101,7 @@ CALL = 64  # positions that one more call of the language model is worth (docs/t
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Samples in rows, none cut: of one to two budgets each, or as long as the longest sample, or not much more.
+    """Samples in rows, none cut: of one to two budgets each, or about as long as the longest.
 
     Of all numbers of rows that this allows, the one that leaves the fewest positions empty.
     """
