@@ -21,6 +21,7 @@ from lab.registry import build
 from lab.samples.batch import Batch
 from lab.samples.layout import lay_out
 from lab.samples.mixture import Mixture
+from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import read_split, write_world
 
@@ -71,7 +72,8 @@ def made(name: str, scenes: SceneTasks) -> Arm:
     if params.visual_head and params.spec("visual_head", params.visual_head).get("loss") == "decoder":
         spec = params.spec("image_decoder", str(params.image_decoder))
         decoder = build("image_decoder", spec, 128, 16, params.world.image_size).requires_grad_(False)
-    arm = new_arm(params, params.connectors[0], {}, scenes.language.vocabulary(), decoder)
+    tokenizer = Tokenizer.of_words(scenes.language.vocabulary())
+    arm = new_arm(params, params.connectors[0], {}, tokenizer, decoder)
     model = arm.model.eval()
     with torch.no_grad():
         for key, parameter in model.fusion.named_parameters():  # type: ignore[attr-defined]
