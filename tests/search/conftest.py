@@ -71,3 +71,11 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     from lab.search import study
 
     monkeypatch.setattr(study, "conclude", lambda trials, folder: None)
+
+
+@pytest.fixture
+def tiny(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the pipeline of one trained arm, as the current folder."""
+    shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    monkeypatch.chdir(tmp_path / "pipeline")
+    return tmp_path / "pipeline"

@@ -72,14 +72,6 @@ def test_few_trials_train_to_the_end(sweep: Path, no_plots: None, pruner: str, w
     assert best.state == "complete"
 
 
-@pytest.fixture
-def tiny(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the pipeline of one trained arm, as the current folder."""
-    shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
-    monkeypatch.chdir(tmp_path / "pipeline")
-    return tmp_path / "pipeline"
-
-
 def weights(folder: Path) -> dict[str, bytes]:
     """The weights of all trained arms, by node."""
     files = (folder / ".lab" / "nodes").glob("*/text_decoder/model.safetensors")

@@ -1,0 +1,56 @@
+"""Workers as jobs of a real SLURM: they share a study, and one that is lost costs nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "graph" / "cluster"))
+from cluster import Cluster, Unavailable, remove, temporary_cluster
+
+from lab.search.results import load
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two nodes. LAB_REQUIRE_SLURM=1 makes its absence a failure."""
+    made = temporary_cluster(nodes=2, spare=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(made.conf))
+        try:
+            made.start()
+        except Unavailable as error:
+            remove(made)
+            if os.environ.get("LAB_REQUIRE_SLURM") == "1":
+                pytest.fail(f"LAB_REQUIRE_SLURM=1, but {error}")
+            pytest.skip(str(error))
+        yield made
+        remove(made)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_finish_a_study(
+    cluster: Cluster, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny / "jobs.yaml").write_text(
+        "objectives: {understanding/vqa: maximize}\nsampler: random\npruner: none\ntrials: 3\n"
+        "resources: {memory: 1G, time: 10}\n"
+        "space: {stages.instruct.learning_rate.connector: {log: [1.0e-4, 1.0e-2]}}\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LAB_TRACKING": "off"}
+    command = [sys.executable, "-m", "lab", "sweep", "jobs.yaml", "--on", "slurm", "--workers", "2"]
+    done = subprocess.run(command, cwd=tiny, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 workers were there, 2 submitted" in done.stdout
+    assert [record.state for record in load("jobs.yaml").records] == ["complete"] * 3
+    logs = list((tiny / ".lab" / "sweeps").glob("*/worker-*.log"))
+    assert len(logs) == 2
+    assert sum(log.read_text().count("understanding/vqa") for log in logs) == 3
+    assert (tiny / "output" / "sweeps" / "jobs" / "best.yaml").exists()
