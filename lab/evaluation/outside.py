@@ -31,7 +31,7 @@ from lab.models.arm import Arm
 from lab.samples.datasets import DataSource, is_captioned
 from lab.samples.index import Row
 from lab.samples.readers.record import Box
-from lab.samples.segments import ASSISTANT, USER, Sample
+from lab.samples.segments import Sample
 from lab.scenes.locations import read_box
 
 _NUMBERS = re.compile(r"\d*\.?\d+")
@@ -114,8 +114,13 @@ def figures_of(protocol: str, given: Sequence[Reply], source: DataSource) -> dic
 
 def _question(sample: Sample) -> str:
     """What was asked last."""
-    asked = [segment.text for segment in sample.segments if USER in (segment.text or "")]
-    return str(asked[-1]).removeprefix(USER).removesuffix(ASSISTANT).strip() if asked else ""
+    asked: list[str] = []
+    for segment in sample.segments[:-1]:
+        if segment.supervised:
+            asked = []
+        elif segment.role == "user" and segment.text:
+            asked.append(segment.text)
+    return " ".join(asked)
 
 
 def _questions(sample: Sample) -> Iterator[tuple[Any, ...]]:
