@@ -43,7 +43,8 @@ constraints: .venv/linted ## pin the newest versions that pyproject.toml allows
 	--no-annotate | sed 's/+cpu//') > constraints.new && mv constraints.new constraints.txt
 
 clean: ## remove outputs and caches; DVC's cache and MLflow's records stay, so `make run` restores the outputs
-	rm -rf output .lab .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	[ ! -d .lab ] || find .lab -mindepth 1 -maxdepth 1 ! -name tracking -exec rm -rf {} +
+	rm -rf output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find lab components tests -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -38,6 +38,7 @@ VERBS = {
     "systems": "list the published systems that are declared here",
     "describe": "count a system's parameters, memory and operations, at its published size or small",
     "ui": "open the records of all runs in MLflow",
+    "sync": "send to MLflow what runs have kept while it was out of reach",
     "doctor": "check this machine and this checkout, and say how to mend what is wrong",
     "stage": "run one stage here and now (what dvc.yaml calls)",
 }

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from pathlib import Path
 from urllib.error import URLError
@@ -148,9 +148,15 @@ def _dvc() -> Iterator[Finding]:
 
 
 def _mlflow() -> Iterator[Finding]:
-    from lab.tracking.store import tracking_uri
+    from lab.tracking.store import shown_uri, tracking_uri
+    from lab.tracking.writer import waiting
 
-    yield _store("mlflow store", tracking_uri(), "experiments", "SELECT COUNT(*) FROM experiments")
+    found = _store("mlflow store", tracking_uri(), "experiments", "SELECT COUNT(*) FROM experiments")
+    yield replace(found, detail=found.detail.replace(tracking_uri(), shown_uri()))
+    if kept := waiting():
+        yield Finding(
+            "mlflow spool", f"{kept} runs are being recorded, or wait to be", "lab sync sends what waits"
+        )
 
 
 def _optuna() -> Iterator[Finding]:

@@ -22,14 +22,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from lab.tracking.store import artifact_root, locked_client, tracking_uri
+    from lab.tracking.store import artifact_root, locked_client, shown_uri, tracking_uri
 
     uri = tracking_uri()
     served = uri.startswith(("http:", "https:"))
     if not served and not _free(args.port):
         raise LabError(f"port {args.port} of {_HOST} is taken; choose another: lab ui --port {args.port + 1}")
-    with locked_client() as client:
-        experiments = client.search_experiments()
+    try:
+        with locked_client() as client:
+            experiments = client.search_experiments()
+    except Exception as error:  # whatever a tracker throws
+        reason = " ".join(str(error).split())[:200]
+        raise LabError(f"{shown_uri()}: MLflow's store does not answer: {reason}") from error
     address = uri if served else f"http://{_HOST}:{args.port}"
     print(links(address, experiments, _name_here()))
     if served:
@@ -37,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     print("The server answers in about ten seconds; Ctrl-C ends it.", flush=True)
     # One worker is enough for a person, and the job runner would be a second process of the same size.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--no-serve-artifacts"]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # not on the command line: it may hold a password
+    command = [sys.executable, "-m", "mlflow", "server", "--no-serve-artifacts"]
     command += ["--default-artifact-root", artifact_root() or "mlartifacts"]
     command += ["--host", _HOST, "--port", str(args.port), "--workers", "1"]
     os.execv(sys.executable, command)  # signals then reach the server itself

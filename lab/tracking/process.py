@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ def is_dead(marks: Mapping[str, str]) -> bool:
     """Whether a process of this machine is gone for certain; False for other machines."""
     pid = marks.get("pid", "")
     return is_here(marks) and pid.isdigit() and _started(int(pid)) != marks.get("pid_started")
+
+
+def user() -> str:
+    """Whose process this is."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a uid without a name, as in some containers
+        return "unknown"
 
 
 def _started(pid: int) -> str:

@@ -1,7 +1,8 @@
 """Where runs are kept: the MLflow store of a checkout, made once, whoever comes first.
 
 Without ``MLFLOW_TRACKING_URI`` the store is ``mlflow.db`` at the root of the checkout, with ``mlartifacts/``
-beside it, so that every pipeline of a clone meets in one UI.
+beside it, so that every pipeline of a clone meets in one UI. Anything else that MLflow takes is used as it
+is: a server, or a PostgreSQL, which several machines may share.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,14 +23,18 @@ if TYPE_CHECKING:
 # A tracker that does not answer must not hold a training up: fail within seconds instead of minutes.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # what fails is kept and tried again
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "PGCONNECT_TIMEOUT": "10",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+_ADVISORY = 0x6C6162  # of PostgreSQL's locks the one that means "this database's runs"; any number would do
 _LOUD = {
     "alembic": logging.WARNING,
-    "mlflow.store.db.utils": logging.WARNING,
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "mlflow.tracking.context.registry": logging.ERROR,
+    "sqlalchemy.pool": logging.CRITICAL,
     "urllib3.connectionpool": logging.ERROR,
 }
 
@@ -54,6 +60,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
 
 
+def shown_uri() -> str:
+    """The store's address as a person may see it, without a password."""
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", tracking_uri())
+
+
 def artifact_root() -> str | None:
     """Where a new experiment keeps its files; None lets a server decide."""
     uri = tracking_uri()
@@ -75,17 +86,32 @@ def store_lock() -> Iterator[None]:
 
 @contextmanager
 def locked_client() -> Iterator[MlflowClient]:
-    """A client of the store while this process holds its lock."""
+    """A client of the store while this process holds its lock: of the machine, of a PostgreSQL everywhere.
+
+    The store is created or migrated first where that is due.
+    """
     _import()  # before the lock is taken: others need not wait for an import
-    with store_lock():
+    with store_lock(), _database_lock(tracking_uri()):
         yield connect()
 
 
-def connect() -> MlflowClient:
-    """A client of the store, which is created or migrated first where that is due.
+@contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Holds a lock in a PostgreSQL, which several machines may share; nothing with other stores."""
+    if not uri.startswith("postgresql"):
+        yield
+        return
+    from sqlalchemy import NullPool, create_engine, text
 
-    Call it under :func:`store_lock`.
-    """
+    engine = create_engine(uri, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:  # the lock goes with the connection, also when the process is killed
+        connection.execute(text("SET lock_timeout = '60s'"))
+        connection.execute(text(f"SELECT pg_advisory_lock({_ADVISORY})"))
+        yield
+
+
+def connect() -> MlflowClient:
+    """A client of the store, which is created or migrated first where that is due: see `locked_client`."""
     _import()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -50,14 +50,14 @@ def test_serves_on_loopback_with_one_worker(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = SimpleNamespace(search_experiments=list)
     monkeypatch.setattr(store, "locked_client", lambda: nullcontext(client))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")  # set by the verb, and taken back after the test
     served: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda program, command: served.append(command))
     assert main(["ui", "--port", "5999"]) == 0
     (command,) = served
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
-    options = dict(zip(command[4::2], command[5::2], strict=False))
     assert "--no-serve-artifacts" in command
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"
-    assert options["--backend-store-uri"] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/mlflow.db"
     assert os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
