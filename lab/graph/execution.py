@@ -410,6 +410,10 @@ def _work_on(context: Context, claim: Claim) -> dict[str, Any]:
                 write_metrics(context.numbers, metrics)
         numbers = metrics.get("metrics", metrics)
         run.metrics({name: value for name, value in numbers.items() if isinstance(value, (int, float))})
+        if context.stage == "evaluate":
+            from lab.graph.served import record_model
+
+            record_model(context, run)
     return metrics
 
 

@@ -12,6 +12,10 @@ from lab.errors import LabError
 from lab.graph.arm import find_arm
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from components.contracts import ImageDecoder
+    from lab.models.arm import Arm
     from lab.samples.tokenizer import Tokenizer
 
 
@@ -25,21 +29,31 @@ def ask(run: str, image: str, question: str) -> str:
     """
     from PIL import Image, UnidentifiedImageError
 
-    from lab.evaluation.understanding import answer_all
     from lab.models.arm import load_arm
-    from lab.samples.segments import BOS, Sample, Segment, answer
+
+    arm = load_arm(find_arm(run))
+    try:
+        with Image.open(image) as picture:
+            return answer(arm, picture, question)
+    except (OSError, UnidentifiedImageError) as error:
+        raise LabError(f"{image}: cannot be read as an image: {error}") from error
+
+
+def answer(arm: Arm, picture: Image.Image, question: str) -> str:
+    """What an arm says about a picture, which is resized to what the arm sees."""
+    from PIL import Image
+
+    from lab.evaluation.understanding import answer_all
+    from lab.samples.segments import BOS, Sample, Segment
+    from lab.samples.segments import answer as answer_segment
     from lab.samples.segments import image as image_segment
     from lab.samples.segments import question as question_segment
 
-    arm = load_arm(find_arm(run))
     side = arm.model.encoder.image_size
-    try:
-        picture = Image.open(image).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    except (OSError, UnidentifiedImageError) as error:
-        raise LabError(f"{image}: cannot be read as an image: {error}") from error
-    pixels = np.asarray(picture, np.float32).transpose(2, 0, 1) / 255
+    seen = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(seen, np.float32).transpose(2, 0, 1) / 255
     asked = question_segment(_known(arm.tokenizer, question))
-    sample = Sample("asked", "vqa", (Segment(text=BOS), image_segment(pixels), asked, answer("")))
+    sample = Sample("asked", "vqa", (Segment(text=BOS), image_segment(pixels), asked, answer_segment("")))
     return answer_all(arm.model, [sample], arm.tokenizer, arm.collate(("vqa",), left=True), 1)[0].given
 
 
@@ -52,19 +66,27 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
         out: image file to write, enlarged eight times.
         seed: of the image decoder's noise, if it uses any.
     """
+    from lab.models.arm import load_arm
+    from lab.models.store import load_component
+
+    folder = find_arm(run)
+    picture = drawing(load_arm(folder), load_component(image_decoder_of(folder.parents[1])), prompt, seed)
+    try:
+        picture.save(Path(out))
+    except (OSError, ValueError) as error:
+        raise LabError(f"{out}: cannot be written: {error}") from error
+
+
+def drawing(arm: Arm, image_decoder: ImageDecoder, prompt: str, seed: int) -> Image.Image:
+    """What an arm draws for a prompt, enlarged eight times."""
     from PIL import Image
 
     from lab.evaluation.generation import draw_all
-    from lab.models.arm import load_arm
-    from lab.models.store import load_component
     from lab.samples.segments import BOS, Sample, Segment
     from lab.samples.segments import image as image_segment
     from lab.samples.segments import question as question_segment
     from lab.scenes.preview import tile
 
-    folder = find_arm(run)
-    arm = load_arm(folder)
-    image_decoder = load_component(image_decoder_of(folder.parents[1]))
     side = arm.model.encoder.image_size
     blank = image_segment(np.zeros((3, side, side), np.float32), supervised=True)
     words = question_segment(_known(arm.tokenizer, prompt))
@@ -72,10 +94,7 @@ def draw(run: str, prompt: str, out: str, seed: int) -> None:
     collate = arm.collate(("text_to_image",), left=True)
     drawn = draw_all(arm.model, image_decoder, [sample], collate, 1, seed)
     picture = tile(drawn.generated.numpy(), 1)
-    try:
-        picture.resize((picture.width * 8, picture.height * 8), Image.Resampling.NEAREST).save(Path(out))
-    except (OSError, ValueError) as error:
-        raise LabError(f"{out}: cannot be written: {error}") from error
+    return picture.resize((picture.width * 8, picture.height * 8), Image.Resampling.NEAREST)
 
 
 def image_decoder_of(output: Path) -> Path:

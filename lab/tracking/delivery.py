@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.tracking import opening, store
 from lab.tracking.journal import Journal, Record
+from lab.tracking.models import log_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,6 +168,10 @@ def _dataset(client: MlflowClient, run_id: str, batch: list[Record], journal: Jo
         client.log_inputs(arm, [used])  # the UI's table shows arms before their stages
 
 
+def _model(client: MlflowClient, run_id: str, batch: list[Record], journal: Journal) -> None:
+    log_model(client, run_id, batch[0])
+
+
 def _end(client: MlflowClient, run_id: str, batch: list[Record], journal: Journal) -> None:
     with store.locked_client() as locked:
         opening.close_stage(locked, run_id, batch[0]["status"], batch[0]["time"])
@@ -178,5 +183,6 @@ _SEND: dict[str, Callable[[Any, str, list[Record], Journal], None]] = {
     "tags": _tags,
     "files": _files,
     "dataset": _dataset,
+    "model": _model,
     "end": _end,
 }

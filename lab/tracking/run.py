@@ -41,6 +41,7 @@ class Run:
         self._measurements = Measurements() if measured else None
         self._began = time.monotonic()
         self._writer = Writer(journal, self._measure) if journal else None
+        self._latest: dict[str, Any] = {"time": now(), "values": {}, "step": 0}
         self._complained = False
 
     @property
@@ -48,10 +49,16 @@ class Run:
         """MLflow's run id, or None where the run is not, or not yet, in MLflow."""
         return self._writer.run_id if self._writer else None
 
+    @property
+    def recorded(self) -> bool:
+        """Whether what is recorded goes anywhere, now or later."""
+        return self._journal is not None
+
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Records numbers at a step; those that are not finite are dropped."""
         if self._journal is not None and (numbers := names.finite(values)):
-            self._add("metrics", values=numbers, step=int(step))
+            self._latest = {"time": now(), "values": numbers, "step": int(step)}
+            self._add("metrics", **self._latest)
 
     def flush(self) -> None:
         """Returns when what was recorded so far would outlive the machine."""
@@ -92,6 +99,27 @@ class Run:
         """Names the data that the run reads and DVC's hash of it; fills the UI's dataset column."""
         self._add("dataset", name=name, digest=digest)
 
+    def model(
+        self,
+        name: str,
+        loader: str,
+        parts: Mapping[str, Any],
+        inputs: Mapping[str, tuple[str, bool]],
+        outputs: Mapping[str, tuple[str, bool]],
+        params: Mapping[str, Any],
+    ) -> None:
+        """Records a model, without its weights, and the metrics recorded last as its own.
+
+        Args:
+            name: What a person reads.
+            loader: Module that loads it from the file with `parts` (`_load_pyfunc`).
+            parts: Where its weights are, and what they are known by.
+            inputs, outputs: Column -> type of MLflow, and whether it has to be there.
+            params: Its settings.
+        """
+        content = {"name": name, "loader": loader, "parts": dict(parts), "params": names.flatten(params)}
+        self._add("model", **content, inputs=dict(inputs), outputs=dict(outputs), **self._latest)
+
     def _files(self, folder: str | None, write: Callable[[Journal], list[Path]]) -> None:
         if self._journal is None:
             return
@@ -108,7 +136,7 @@ class Run:
         if self._journal is None:
             return
         try:
-            self._journal.append({"kind": kind, "time": now(), **content})
+            self._journal.append({"kind": kind, "time": now()} | content)
         except OSError as error:
             self._complain(error)
 
