@@ -1,7 +1,7 @@
 """A trained arm as a model of MLflow, which names the arm instead of copying its weights.
 
-`mlflow.pyfunc.load_model("models:/m-...")` in the checkout, or in a clone whose outputs were restored from a DVC
-cache, gives a model that answers and draws. MLflow imports this module for it and calls `_load_pyfunc`.
+`mlflow.pyfunc.load_model("models:/m-...")` in the checkout, or in a clone with its outputs restored by DVC,
+gives a model that answers and draws. MLflow imports this module for it and calls `_load_pyfunc`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from lab.tracking.journal import Journal, spool
 _log = logging.getLogger("lab.tracking")
 _EVERY = 10.0  # seconds between deliveries
 _LONGEST = 60.0  # seconds between attempts, where MLflow does not answer
-_PATIENCE = 20.0  # seconds in which a run should open, and without progress in which its end should be sent
+_PATIENCE = 120.0  # seconds without any progress; a server that hangs is given up sooner, after 10 s a call
 
 
 class Writer(Thread):
