@@ -706,6 +706,10 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     )
     collate = arm.collate(tuple(sources), features=features)
     dataset = context.mixture(context.stage, collate.length)
+    if context.stage == "instruct":
+        from lab.graph.watching import looks
+
+        context.callbacks += looks(context, arm)
     costs = context.fit(module, dataset, collate, settings)
     arm.model.eval()
     arm.save(context.out)
