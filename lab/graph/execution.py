@@ -27,7 +27,17 @@ from lab.errors import LabError, nearest
 from lab.graph.claim import Claim, ClaimedError
 from lab.graph.datasets import check_declared, hashes_of
 from lab.graph.hashing import hashed
-from lab.graph.node import Node, clear, content_of, damage, identify, identity_of, publish, write_metrics
+from lab.graph.node import (
+    Node,
+    clear,
+    content_of,
+    damage,
+    identify,
+    identity_of,
+    publish,
+    record_of,
+    write_metrics,
+)
 from lab.graph.stages import (
     TRAINED,
     UNIFIED,
@@ -403,6 +413,7 @@ def _work_on(context: Context, claim: Claim) -> dict[str, Any]:
         _prepare_torch(context)
     with tracked_run(context) as run:
         context.tracked = run
+        _record_data(context, run)
         with publish(context.node, claim.fence()) as out:
             context.out = out
             metrics = WORK[context.stage](context)
@@ -449,7 +460,27 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
         identity=context.node.identity,
         params=_flat(context.reads),
         tags=tags,
-        dataset=("scenes", hashed(context.inputs["data"]).md5) if "data" in context.inputs else None,
+    )
+
+
+def _record_data(context: Context, run: Run) -> None:
+    """Names the data set and its version, as the node that wrote it says what it is."""
+    if "data" not in context.inputs or not run.recorded:
+        return
+    place = context.inputs["data"]
+    made_with = record_of(place)["parameters"]
+    size = context.params.world.image_size
+    image = {
+        "name": "image",
+        "type": "tensor",
+        "tensor-spec": {"dtype": "float32", "shape": [-1, 3, size, size]},
+    }
+    run.dataset(
+        "scenes",
+        hashed(place).md5,
+        "evaluation" if context.stage == "evaluate" else "training",
+        made_with.get("data"),
+        {"mlflow_tensorspec": {"features": json.dumps([image]), "targets": None}},
     )
 
 

@@ -10,6 +10,8 @@ import json
 import logging
 import textwrap
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,16 +144,25 @@ def looks(context: Context, arm: Arm) -> tuple[pl.Callback, ...]:
 
 def decoder_of(context: Context) -> Path | None:
     """The image decoder that the arm of a stage is evaluated with, None where it is not trained yet."""
+    own = _made_from(context.node.content["upstream"], context.folder / "output")
     for place in _evaluated_with(context):
         try:
             made_from = json.loads((place / RECORD).read_text())["upstream"]
         except (OSError, ValueError, KeyError):
             continue
-        own = context.node.content["upstream"]
         # of the same data and encoder, and not of those that an earlier pipeline left here
-        if all(identity == made_from[name] for name, identity in own.items() if name in made_from):
+        if all(own.get(name, identity) == identity for name, identity in made_from.items()):
             return place
     return None
+
+
+def _made_from(upstream: Mapping[str, str], output: Path) -> dict[str, str]:
+    """Name -> identity of all nodes that lead to one, not only of those that it reads itself."""
+    found = dict(upstream)
+    for name in upstream:
+        with suppress(OSError, ValueError, KeyError):
+            found = _made_from(json.loads((output / name / RECORD).read_text())["upstream"], output) | found
+    return found
 
 
 def _evaluated_with(context: Context) -> list[Path]:

@@ -161,8 +161,9 @@ def _dataset(client: MlflowClient, run_id: str, batch: list[Record], journal: Jo
 
     data = batch[0]
     origin = json.dumps({"tags": {"dvc": data["digest"]}})
-    entity = Dataset(name=data["name"], digest=data["digest"][:36], source_type="code", source=origin)
-    used = DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
+    known = {key: json.dumps(data[key]) for key in ("profile", "schema") if data[key]}
+    entity = Dataset(data["name"], data["digest"][:36], "code", origin, **known)
+    used = DatasetInput(entity, [InputTag("mlflow.data.context", data["use"])])
     client.log_inputs(run_id, [used])
     if arm := client.get_run(run_id).data.tags.get(opening.PARENT):
         client.log_inputs(arm, [used])  # the UI's table shows arms before their stages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import suppress
 
 import psutil
@@ -15,20 +16,29 @@ class Measurements:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._process.cpu_percent()  # what follows counts from here
-        psutil.cpu_percent()
+        self._before = self._seconds()
 
     def sample(self) -> dict[str, float]:
         """Figures since the last sample."""
+        before, self._before = self._before, self._seconds()
+        busy, whole, own, clock = (new - old for new, old in zip(self._before, before, strict=True))
         memory = psutil.virtual_memory()
         found = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "cpu_utilization_percentage": 100 * busy / max(whole, 1e-3),
             "system_memory_usage_megabytes": (memory.total - memory.available) / _MEBI,
             "system_memory_usage_percentage": memory.percent,
-            "process_cpu_percentage": self._process.cpu_percent(),  # of one thread: two busy ones make 200
+            "process_cpu_percentage": 100 * own / max(clock, 1e-3),  # of one thread: two busy ones make 200
             "process_memory_megabytes": self._process.memory_info().rss / _MEBI,
         }
         return {f"system/{name}": round(value, 1) for name, value in (found | _gpus()).items()}
+
+    def _seconds(self) -> tuple[float, float, float, float]:
+        """Of all processors: busy, and in all; of this process: busy, and on the clock."""
+        times = psutil.cpu_times()
+        whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)  # counted twice
+        own = self._process.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return whole - idle, whole, own.user + own.system, time.monotonic()
 
 
 def _gpus() -> dict[str, float]:

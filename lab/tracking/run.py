@@ -95,9 +95,24 @@ class Run:
         """Copies a file into the run's artifacts (weights never: they live in DVC's cache)."""
         self._files(folder, lambda journal: [Path(shutil.copy(path, journal.file(Path(path).name)))])
 
-    def dataset(self, name: str, digest: str) -> None:
-        """Names the data that the run reads and DVC's hash of it; fills the UI's dataset column."""
-        self._add("dataset", name=name, digest=digest)
+    def dataset(
+        self,
+        name: str,
+        digest: str,
+        use: str = "training",
+        profile: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Names the data that the run reads and DVC's hash of it; fills the UI's dataset column.
+
+        Args:
+            name: What a person reads.
+            digest: DVC's hash.
+            use: For what: "training" or "evaluation".
+            profile: What is known of it, such as its size.
+            schema: Of its samples, as MLflow writes one.
+        """
+        self._add("dataset", name=name, digest=digest, use=use, profile=profile, schema=schema)
 
     def model(
         self,
