@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from lab.graph.execution import Context
     from lab.models.arm import Arm
+    from lab.samples.segments import Sample
     from lab.scenes.tasks import SceneTasks
     from lab.tracking import Run
 
@@ -110,8 +111,14 @@ class Looks(pl.Callback):
         connector = model.connector if model.target_space == "connector" else None
         autoencoder = ImageAutoencoder(model.encoder, connector, self._decoder)
         rebuilt = reconstruct(autoencoder, drawn.real.to(device), 0).cpu()
-        prompts = [" ".join((sample.segments[1].text or "").split()) for sample in samples]
+        prompts = [_words(sample) for sample in samples]
         return sheet({"real": drawn.real, "rebuilt": rebuilt, "drawn": drawn.generated}, prompts)
+
+
+def _words(sample: Sample) -> str:
+    """What the user says."""
+    words = (sample.segments[1].text or "").split()
+    return " ".join(word for word in words if not word.startswith("<"))
 
 
 def sheet(columns: dict[str, torch.Tensor], prompts: list[str]) -> Image.Image:
