@@ -88,17 +88,15 @@ class Looks(pl.Callback):
         self.run.metrics({"cost/looking_seconds": self.spent}, trainer.global_step)
 
     def _look(self, step: int, module: Any) -> None:
-        if self._decoder is None:
-            folder = self.decoder_at()
-            if folder is None:
-                return
-            self._decoder = load_component(folder).to(module.device).eval()
         cuda = [module.device] if module.device.type == "cuda" else []
         modes = {child: child.training for child in module.modules()}
         module.eval()
         try:
-            with torch.random.fork_rng(devices=cuda), torch.no_grad():
-                self.run.image(PICTURE, self._picture(module.device), step)
+            with torch.random.fork_rng(devices=cuda), torch.no_grad():  # also building a part draws numbers
+                if self._decoder is None and (folder := self.decoder_at()):
+                    self._decoder = load_component(folder).to(module.device).eval()
+                if self._decoder is not None:
+                    self.run.image(PICTURE, self._picture(module.device), step)
         finally:
             for child, training in modes.items():
                 child.training = training

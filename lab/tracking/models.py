@@ -53,7 +53,7 @@ def log_model(client: MlflowClient, run_id: str, record: dict[str, Any]) -> None
     client.log_batch(
         run_id,
         metrics=[
-            Metric(name, value, record["time"], record["step"], model_id=model.model_id)
+            Metric(name, value, record["time"], record["step"], model.model_id, **record["measured_on"])
             for name, value in record["values"].items()
         ],
     )

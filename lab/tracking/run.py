@@ -42,6 +42,7 @@ class Run:
         self._began = time.monotonic()
         self._writer = Writer(journal, self._measure) if journal else None
         self._latest: dict[str, Any] = {"time": now(), "values": {}, "step": 0}
+        self._data: dict[str, str] = {}
         self._complained = False
 
     @property
@@ -112,6 +113,7 @@ class Run:
             profile: What is known of it, such as its size.
             schema: Of its samples, as MLflow writes one.
         """
+        self._data = {"dataset_name": name, "dataset_digest": digest[:36]}
         self._add("dataset", name=name, digest=digest, use=use, profile=profile, schema=schema)
 
     def model(
@@ -133,7 +135,8 @@ class Run:
             params: Its settings.
         """
         content = {"name": name, "loader": loader, "parts": dict(parts), "params": names.flatten(params)}
-        self._add("model", **content, inputs=dict(inputs), outputs=dict(outputs), **self._latest)
+        content |= {"inputs": dict(inputs), "outputs": dict(outputs), "measured_on": self._data}
+        self._add("model", **content, **self._latest)
 
     def _files(self, folder: str | None, write: Callable[[Journal], list[Path]]) -> None:
         if self._journal is None:
