@@ -33,6 +33,7 @@ class Delivery:
         self.journal = journal
         self.ended = False
         self._opened = False
+        self._uri = store.tracking_uri()
         self._client: MlflowClient | None = None
 
     @property
@@ -49,7 +50,7 @@ class Delivery:
         if head is None:
             return
         if not self._opened:
-            with store.locked_client() as client:
+            with store.locked_client(self._uri) as client:
                 self._client = client
                 if self.run_id is None:
                     self._open(client, head)
@@ -68,7 +69,7 @@ class Delivery:
             return
         head = self.journal.head() or {}
         if head.get("kind") == "stage":
-            with store.locked_client() as client:
+            with store.locked_client(self._uri) as client:
                 opening.close_abandoned(client, self.run_id, self.journal.key, self.journal.changed)
 
     def _open(self, client: MlflowClient, head: Record) -> None:
@@ -92,12 +93,16 @@ class Delivery:
         if self.run_id is None:
             return  # a view of an experiment, which opening it has sent
         try:
+            if batch[0]["kind"] == "end":
+                with store.locked_client(self._uri) as locked:
+                    opening.close_stage(locked, self.run_id, batch[0]["status"], batch[0]["time"])
+                self.ended = True
+                return
             _SEND[batch[0]["kind"]](client, self.run_id, batch, self.journal)
         except MlflowException as error:
             if error.error_code not in _REFUSED:
                 raise
             warn(f"MLflow refuses a part of run {self.run_id}, which is left out", error)
-        self.ended |= batch[0]["kind"] == "end"
 
 
 def warn(message: str, error: Exception) -> None:
@@ -173,11 +178,6 @@ def _model(client: MlflowClient, run_id: str, batch: list[Record], journal: Jour
     log_model(client, run_id, batch[0])
 
 
-def _end(client: MlflowClient, run_id: str, batch: list[Record], journal: Journal) -> None:
-    with store.locked_client() as locked:
-        opening.close_stage(locked, run_id, batch[0]["status"], batch[0]["time"])
-
-
 _SEND: dict[str, Callable[[Any, str, list[Record], Journal], None]] = {
     "metrics": _metrics,
     "params": _params,
@@ -185,5 +185,4 @@ _SEND: dict[str, Callable[[Any, str, list[Record], Journal], None]] = {
     "files": _files,
     "dataset": _dataset,
     "model": _model,
-    "end": _end,
 }

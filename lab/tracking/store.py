@@ -85,14 +85,18 @@ def store_lock() -> Iterator[None]:
 
 
 @contextmanager
-def locked_client() -> Iterator[MlflowClient]:
-    """A client of the store while this process holds its lock: of the machine, of a PostgreSQL everywhere.
+def locked_client(uri: str | None = None) -> Iterator[MlflowClient]:
+    """A client of a store while this process holds its lock: of the machine, of a PostgreSQL everywhere.
 
     The store is created or migrated first where that is due.
+
+    Args:
+        uri: Of the store; that of this process if not stated.
     """
     _import()  # before the lock is taken: others need not wait for an import
-    with store_lock(), _database_lock(tracking_uri()):
-        yield connect()
+    uri = uri or tracking_uri()
+    with store_lock(), _database_lock(uri):
+        yield _connect(uri)
 
 
 @contextmanager
@@ -110,13 +114,11 @@ def _database_lock(uri: str) -> Iterator[None]:
         yield
 
 
-def connect() -> MlflowClient:
-    """A client of the store, which is created or migrated first where that is due: see `locked_client`."""
-    _import()
+def _connect(uri: str) -> MlflowClient:
+    """A client of the store, which is created or migrated first where that is due."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = tracking_uri()
     database = _sqlite_path(uri)
     if database is not None:
         if not database.exists() or database.stat().st_size == 0:

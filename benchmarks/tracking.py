@@ -1,0 +1,198 @@
+"""What recording costs a training step: nothing recorded, SQLite, a server, a server that hangs.
+
+    .venv/bin/python benchmarks/tracking.py [--turns 12] [--steps 60] [--every 1] [--write]
+
+One process trains an arm of `params.yaml` as the stage `instruct` does, and records at every log point what
+the stage records. The ways to record take turns, in another order each time. What recording costs is counted
+where it arises, so that the noise of a step does not hide it: processor time of the calls in the training's
+thread and of the thread that writes, as a share of the processor time of the steps; and the time for which
+calls keep the training waiting. What a server's own process uses is no part of it. `--write` puts the table
+into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from threading import Thread
+from urllib.error import URLError
+from urllib.request import urlopen
+
+sys.path.insert(0, str(Path(__file__).parent))
+from arms_side_by_side import training
+from page import ROOT, machine, table, write_between
+
+MARKS = ("<!-- tracking: begin -->", "<!-- tracking: end -->")
+OFF, SQLITE, SERVER, HANGING = "off", "SQLite", "server", "server that hangs"
+LOSSES = ("caption", "inventory", "vqa", "text", "interleaved", "text_to_image", "edit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=12, help="of each way to record (%(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="of a turn (%(default)s)")
+    parser.add_argument("--every", type=int, default=1, help="steps between log points (%(default)s)")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["LAB_TRACKING"] = "on"
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
+        (Path(scratch) / ".git").mkdir()
+        text = measure(args.turns, args.steps, args.every, Path(scratch))
+    print(text)
+    if args.write:
+        write_between(ROOT / "docs" / "benchmarks.md", MARKS, text)
+
+
+@dataclass
+class Cost:
+    """What turns of one way to record came to, in seconds, and log points."""
+
+    steps: list[float] = field(default_factory=list)  # processor time of the training's thread in each turn
+    clock: list[float] = field(default_factory=list)  # of each turn
+    calls: float = 0.0  # processor time
+    waited: list[float] = field(default_factory=list)  # in each call
+    writing: float = 0.0  # processor time
+
+    def row(self, way: str, steps: int) -> list[str]:
+        """Of the table."""
+        used = sum(self.steps)
+        share = 100 * (self.calls + self.writing) / used
+        shares = (
+            ["", "", ""]
+            if way == OFF
+            else [
+                f"{1e6 * median(self.waited):.0f} ({1e6 * max(self.waited):.0f})",
+                f"{100 * sum(self.waited) / sum(self.clock):.3f}",
+                f"{share:.2f}",
+            ]
+        )
+        return [
+            way,
+            f"{1000 * median(self.steps) / steps:.0f}",
+            f"{1000 * median(self.clock) / steps:.0f}",
+            *shares,
+        ]
+
+
+def measure(turns: int, steps: int, every: int, scratch: Path) -> str:
+    """Runs all turns and says what each way came to."""
+    train = training([])
+    for _ in range(5):
+        next(train)  # what is allocated once
+    with recorders(scratch) as (ways, writers):
+        costs = {way: Cost() for way in ways}
+        before = {way: processor_time(writer) for way, writer in writers.items()}
+        for turn in range(turns):
+            for way in random.Random(turn).sample(list(ways), len(ways)):
+                cost, begun, used = costs[way], time.perf_counter(), time.thread_time()
+                for step in range(steps):
+                    next(train)
+                    if step % every == 0:
+                        since, own = time.perf_counter(), time.thread_time()
+                        ways[way](turn * steps + step)
+                        cost.waited.append(time.perf_counter() - since)
+                        cost.calls += time.thread_time() - own
+                cost.steps.append(time.thread_time() - used)
+                cost.clock.append(time.perf_counter() - begun)
+        time.sleep(15)  # the writers send the rest
+        for way, writer in writers.items():
+            costs[way].writing = processor_time(writer) - before[way]
+    head = [
+        "recorded in",
+        "step, ms of processor",
+        "step, ms on the clock",
+        "a call waits, µs (longest)",
+        "of the time, %",
+        "recording, % of the step's processor time",
+    ]
+    rows = [head, *(cost.row(way, steps) for way, cost in costs.items())]
+    points = "at every step" if every == 1 else f"every {every} steps"
+    return f"{machine()}; {turns} turns of {steps} steps each, a log point {points}.\n\n{table(rows)}"
+
+
+def processor_time(thread: Thread) -> float:
+    """Seconds that a thread has worked."""
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+@contextmanager
+def recorders(scratch: Path) -> Iterator[tuple[dict[str, Callable[[int], None]], dict[str, Thread]]]:
+    """Way -> what records a log point, and the thread that writes; all open at once in runs of their own."""
+    from lab.tracking import start_run
+
+    def recorder(way: str, uri: str) -> Callable[[int], None]:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+        known = set(threading.enumerate())
+        opened = start_run(experiment="benchmark", arm="arm", stage="instruct", name=uri)
+        run = opened.__enter__()
+        (writers[way],) = (one for one in set(threading.enumerate()) - known if one.name == "lab-tracking")
+        closing.append(lambda: opened.__exit__(None, None, None))
+
+        def record(step: int) -> None:
+            values = {f"train/loss_{name}": 1 / (step + 1) for name in LOSSES}
+            run.metrics({**values, "train/loss": 1.0, "train/learning_rate": 1e-3}, step)
+            run.metrics(
+                {"perf/samples_per_second": 100.0, "budget/samples": step, "budget/tokens": step}, step
+            )
+
+        return record
+
+    closing: list[Callable[[], None]] = []
+    writers: dict[str, Thread] = {}
+    with server(scratch / "one") as (uri, _), server(scratch / "two") as (hanging, group):
+        ways = {OFF: lambda step: None, SQLITE: recorder(SQLITE, f"sqlite:///{scratch}/mlflow.db")}
+        ways |= {SERVER: recorder(SERVER, uri), HANGING: recorder(HANGING, hanging)}
+        os.killpg(group, signal.SIGSTOP)
+        yield ways, writers
+        os.killpg(group, signal.SIGCONT)
+        for close in closing:
+            close()
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[tuple[str, int]]:
+    """A running `mlflow server` on a store of its own: its address and its process group."""
+    folder.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+    try:
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                    break
+            except (URLError, OSError):
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}", process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
