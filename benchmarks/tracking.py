@@ -5,9 +5,9 @@
 One process trains an arm of `params.yaml` as the stage `instruct` does, and records at every log point what
 the stage records. The ways to record take turns, in another order each time. What recording costs is counted
 where it arises, so that the noise of a step does not hide it: processor time of the calls in the training's
-thread and of the thread that writes, as a share of the processor time of the steps; and the time for which
-calls keep the training waiting. What a server's own process uses is no part of it. `--write` puts the table
-into docs/benchmarks.md.
+thread, as a share of the processor time of its steps, and of the thread that writes, which is at work in all
+turns, as a share of that of all steps. What a server's own process uses is no part of it. `--write` puts the
+table into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -70,25 +70,14 @@ class Cost:
     waited: list[float] = field(default_factory=list)  # in each call
     writing: float = 0.0  # processor time
 
-    def row(self, way: str, steps: int) -> list[str]:
-        """Of the table."""
-        used = sum(self.steps)
-        share = 100 * (self.calls + self.writing) / used
-        shares = (
-            ["", "", ""]
-            if way == OFF
-            else [
-                f"{1e6 * median(self.waited):.0f} ({1e6 * max(self.waited):.0f})",
-                f"{100 * sum(self.waited) / sum(self.clock):.3f}",
-                f"{share:.2f}",
-            ]
-        )
-        return [
-            way,
-            f"{1000 * median(self.steps) / steps:.0f}",
-            f"{1000 * median(self.clock) / steps:.0f}",
-            *shares,
-        ]
+    def row(self, way: str, steps: int, used: float) -> list[str]:
+        """Of the table; `used` is the processor time of all turns, while which the writer was at work."""
+        shown = [f"{1000 * median(self.steps) / steps:.0f}", f"{1000 * median(self.clock) / steps:.0f}"]
+        if way == OFF:
+            return [way, *shown, "", "", ""]
+        calls, writing = self.calls / sum(self.steps), self.writing / used
+        point = f"{1e6 * self.calls / len(self.waited):.0f}", f"{1e6 * median(self.waited):.0f}"
+        return [way, *shown, *point, f"{100 * (calls + writing):.2f}"]
 
 
 def measure(turns: int, steps: int, every: int, scratch: Path) -> str:
@@ -114,15 +103,10 @@ def measure(turns: int, steps: int, every: int, scratch: Path) -> str:
         time.sleep(15)  # the writers send the rest
         for way, writer in writers.items():
             costs[way].writing = processor_time(writer) - before[way]
-    head = [
-        "recorded in",
-        "step, ms of processor",
-        "step, ms on the clock",
-        "a call waits, µs (longest)",
-        "of the time, %",
-        "recording, % of the step's processor time",
-    ]
-    rows = [head, *(cost.row(way, steps) for way, cost in costs.items())]
+    used = sum(sum(cost.steps) for cost in costs.values())
+    head = ["recorded in", "step, ms of processor", "step, ms on the clock"]
+    head += ["a log point, µs of processor", "it waits, µs", "recording, % of the steps' processor time"]
+    rows = [head, *(cost.row(way, steps, used) for way, cost in costs.items())]
     points = "at every step" if every == 1 else f"every {every} steps"
     return f"{machine()}; {turns} turns of {steps} steps each, a log point {points}.\n\n{table(rows)}"
 
