@@ -105,6 +105,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     from lab.graph.execution import world_of
     from lab.models.arm import new_arm
     from lab.samples.mixture import Mixture
+    from lab.samples.tokenizer import Tokenizer
     from lab.scenes.digits import load_patches, split_instances
     from lab.scenes.tasks import SceneTasks
     from lab.scenes.world import WorldSplit, compose
@@ -116,7 +117,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     world = world_of(params)
     digits = load_patches(split_instances(params.seed)["train"], world.variants, params.seed)
     tasks = SceneTasks(WorldSplit(world, digits, compose(world, digits, 20_000, 0)), params.world.turns)
-    arm = new_arm(params, params.connectors[0], {}, tasks.language.vocabulary())
+    arm = new_arm(params, params.connectors[0], {}, Tokenizer.of_words(tasks.language.vocabulary()))
     module = UnifiedTraining(
         arm.model,
         settings.trainable,

@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lab.graph")
 PICTURE = "held-out scenes"
-_SCENES, _TIMES = 4, 5  # a look, and looks a stage
+_SCENES, _TIMES = 4, 4  # a look, and looks a stage after the one at its start
 _SHARE, _SECONDS = 0.02, 0.5  # of a stage's time that looks may take, and what they may take in any case
 _SIDE, _TEXT, _LINE = 128, 68, 16  # px of an image, characters of a line, px of a line
 
 
 class Looks(pl.Callback):
-    """Draws the same held-out prompts at five points of a stage, and leaves its random state and modes alone.
+    """Draws the same held-out prompts at five points of a stage, the first its start; changes nothing in it.
 
     All looks together take at most 2% of the time that the stage is going to take, or half a second: those
     that would take more are left out.
@@ -67,6 +67,9 @@ class Looks(pl.Callback):
         self._ledger = next(one for one in trainer.callbacks if isinstance(one, Ledger))
         self._began, self._began_at = time.perf_counter(), self._ledger.share
         self._point = int(self._ledger.share * _TIMES)
+        if self._ledger.done == 0:  # MLflow's slider begins at step 0
+            self._show(0, module)
+            self._ledger.start_clock()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         share = self._ledger.share
@@ -77,15 +80,18 @@ class Looks(pl.Callback):
         whole = elapsed / (share - self._began_at)
         if self.spent + self._last > max(_SHARE * whole, _SECONDS):
             return
+        self._show(trainer.global_step, module)
+
+    def _show(self, step: int, module: Any) -> None:
         began = time.perf_counter()
         try:
-            self._look(trainer.global_step, module)
+            self._look(step, module)
         except Exception as error:  # a picture is not worth a training
             self._broken = True
             _log.warning("no more pictures of this training (%s: %s)", type(error).__name__, error)
         self._last = time.perf_counter() - began
         self.spent += self._last
-        self.run.metrics({"cost/looking_seconds": self.spent}, trainer.global_step)
+        self.run.metrics({"cost/looking_seconds": self.spent}, step)
 
     def _look(self, step: int, module: Any) -> None:
         cuda = [module.device] if module.device.type == "cuda" else []
