@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from lab import cli
 from lab.errors import LabError
 from lab.reports.mix import Wish
 from lab.reports.mix.sweep import report_sweep, trials_of_sweep
+from lab.search.study import run as run_study
+from lab.search.worker import Objective
 
 from .conftest import rate
 
@@ -83,3 +87,30 @@ def test_the_best_mix_of_a_sweep_is_predicted(folder: Path, capsys: pytest.Captu
 def test_a_sweep_of_one_mix_is_no_report(folder: Path) -> None:
     with pytest.raises(LabError, match="its 1 evaluated trials do not differ in their mix"):
         report_sweep("mine", records()[:1], folder, Wish())
+
+
+def test_a_study_of_optuna_is_reported_by_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "shares.yaml").write_text(
+        "objectives: {understanding/vqa: maximize, generation/scene: maximize}\ntrials: 12\nsampler: qmc\n"
+        "set: {stages.instruct.steps: 300, stages.instruct.batch_size: 16}\n"
+        "space: {mix: {simplex: {read: {vqa: 1}, drawn: {text_to_image: 1}}}}\n"
+    )
+
+    def measure(settings: dict[str, Any], report: Any, rungs: Any = ()) -> dict[str, float]:
+        mix = settings["mixes.swept"]
+        u, g = (4800 * mix.get(task, 0.0) for task in ("vqa", "text_to_image"))
+        return {
+            "understanding/vqa": rate("linear", u, g, 0.0),
+            "generation/scene": rate("linear", g, u, 0.0),
+        }
+
+    run_study("sweeps/shares.yaml", objective=Objective(measure))
+    assert cli.main(["report", "shares", "--prefer", "understanding=1", "generation=3"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    share = int(re.search(r"Best mix of 4,800 samples: (\d+)% understanding", said)[1])  # type: ignore[index]
+    assert 20 <= share <= 45  # half at equal weights
+    assert (folder / "output" / "report" / "shares" / "fronts.png").exists()
