@@ -98,7 +98,7 @@ def measured_best(one: Optimum) -> str:
 
 
 def preference(study: Study) -> str:
-    """`VQA and digit alike, in 5,120 samples`."""
+    """What “preferred mean” means, and the budget."""
     names = {measure.name: measure.label for measure in study.measures}
     if len(set(study.weights.values())) == 1:
         weights = _list([names[name] for name in study.weights]) + (
@@ -106,7 +106,7 @@ def preference(study: Study) -> str:
         )
     else:
         weights = _list([f"{weight:g} times {names[name]}" for name, weight in study.weights.items()])
-    return f"Preferred: {weights}, in {study.budget.said}."
+    return f"The preferred mean is that of {weights}; the budget {study.budget.said}."
 
 
 def formula(found: Fit) -> str:
