@@ -23,6 +23,7 @@ from lab.samples.readers.formats import reader_of, recognise
 Way = Literal["clone", "copy", "link"]
 _HUB = re.compile(r"\w[\w.-]*/[\w.-]+")
 _ALONE = (".tar", ".tgz", ".gz", ".parquet", ".arrow")  # files that are a data set by themselves
+_SECTION = re.compile(r"datasets:(?: *\{ *\})?( *(?:#.*)?)$")  # of entries in a block, or of none
 _HELD_OUT = 0.1  # of the images, for validation and as much for tests, where a set says nothing
 _FICLONE = 0x40049409  # Linux: a file that shares the other's blocks until one of them is written
 
@@ -39,8 +40,9 @@ def import_data(
         path: its folder, an archive or a table, or the name of a data set on the Hugging Face hub.
         name: to register it under.
         stated: what of its entry is not to be found out: format, policy, splits, task, fit, tiles, limit.
-        way: how its files come under `datasets/`: "clone" shares their blocks (a reflink, or a hard link)
-            where the file system can, and copies where not; "copy"; "link" leaves them where they are.
+        way: how its files come under `datasets/`, if they are not there: "clone" shares their blocks (a
+            reflink, or a hard link) where the file system can, and copies where not; "copy"; "link" leaves
+            them where they are.
 
     Raises:
         LabError: the name is taken or malformed, no format fits, or records are bad and may not be left out;
@@ -50,13 +52,14 @@ def import_data(
         raise LabError(f"--as {name}: expected a name of a-z, 0-9 and _ that is no task")
     folder, target = Path.cwd(), Path.cwd() / FOLDER / name
     taken = load_params(folder / "params.yaml").datasets
-    if name in taken or target.exists() or target.is_symlink():
+    in_place = target.is_dir() and Path(path).resolve() == target  # where `dvc import` has put it
+    if name in taken or ((target.exists() or target.is_symlink()) and not in_place):
         raise LabError(f"data set '{name}': there is one already ({FOLDER}/{name}); take another name")
     target.parent.mkdir(exist_ok=True)
     try:
         if not Path(path).exists():
             _download(path, target)
-        else:
+        elif not in_place:
             _place(Path(path).resolve(), target, way)
         entry = DataSetParams(
             **{
@@ -75,11 +78,13 @@ def import_data(
         check_policy(data)
         draft = register(folder / "params.yaml", name, entry)
     except BaseException:
+        if in_place:
+            raise
         target.unlink() if target.is_symlink() else shutil.rmtree(target, ignore_errors=True)
         raise
     if entry.policy == "quarantine" and data.skipped:
         quarantine(data, folder / QUARANTINE / name)
-    if way != "link":
+    if way != "link" and not target.with_name(f"{name}.dvc").exists():
         _add_to_dvc(target, folder)
     os.replace(draft, folder / "params.yaml")
     return data
@@ -96,30 +101,30 @@ def proposed_splits(data: DataSet) -> Any:
 
 
 def register(file: Path, name: str, entry: DataSetParams) -> Path:
-    """A draft of params.yaml with an entry more, all else as it stands, comments included.
+    """A draft of params.yaml with an entry more; every other line stays as it is, comments included.
 
     Raises:
         LabError: the file would not be valid.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
+    import yaml
 
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
-    tree = yaml.load(file.read_text(encoding="utf-8"))
     defaults = {item.name: item.default for item in fields(DataSetParams) if item.default is not MISSING}
     shown = {key: value for key, value in asdict(entry).items() if value != defaults.get(key, MISSING)}
-    line = CommentedMap(shown)
-    line.fa.set_flow_style()
-    if isinstance(splits := line.get("splits"), dict):
-        line["splits"] = CommentedMap(splits)
-        line["splits"].fa.set_flow_style()
-    known = tree.setdefault("datasets", CommentedMap())
-    known.fa.set_block_style()
-    known[name] = line
+    text = yaml.safe_dump(shown, default_flow_style=True, sort_keys=False, width=10**6).strip()
+    lines = file.read_text(encoding="utf-8").splitlines()
+    first = next((place for place, line in enumerate(lines) if _SECTION.match(line)), None)
+    if first is None and any(line.startswith("datasets:") for line in lines):
+        raise LabError(f"{file.name}: datasets: write an entry a line, so that one more can be added")
+    if first is None:
+        lines += ["", "datasets:"]
+        first = len(lines) - 1
+    lines[first] = _SECTION.sub(r"datasets:\1", lines[first])
+    after = first + 1
+    while after < len(lines) and lines[after].startswith((" ", "\t")):
+        after += 1
+    lines.insert(after, f"  {name}: {text}")
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as handle:
-        yaml.dump(tree, handle)
+    draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     try:
         load_params(draft)
     except LabError as error:

@@ -21,7 +21,18 @@ from lab.samples.images import Fit, Fitting, content_key, decode, fitted
 from lab.samples.index import SPLITS, Index, Row, Shot
 from lab.samples.readers.fields import CAPTION_PROMPT, DRAW_PROMPT
 from lab.samples.readers.record import Box
-from lab.samples.segments import BOS, EOS, Picture, Sample, Segment, answer, said_by_user, system
+from lab.samples.segments import (
+    BOS,
+    EOS,
+    Picture,
+    Sample,
+    Segment,
+    answer,
+    end_of_answer,
+    part_of_answer,
+    said_by_user,
+    system,
+)
 from lab.samples.tokenizer import plain_words
 from lab.scenes.locations import write_box
 from lab.scenes.world import World
@@ -184,15 +195,17 @@ class DataSource:
             yield from said_by_user(laid)
             return
         for place, part in enumerate(laid):
+            ends = place == len(laid) - 1
             if isinstance(part, Picture):
                 yield Segment(picture=part, supervised=who == "assistant")
+                if ends and who == "assistant":
+                    yield end_of_answer()
             elif who == "system":
                 yield system(part)
             elif who == "assistant":
-                yield answer(part)
+                yield answer(part) if ends else part_of_answer(part)
             else:  # a document has no turns
-                ends = last and place == len(laid) - 1
-                yield Segment(text=f"{part} {EOS}" if ends else part, supervised=True)
+                yield Segment(text=f"{part} {EOS}" if ends and last else part, supervised=True)
 
     def _pictures(self, shot: Shot, drawn: bool) -> list[Picture]:
         """What an image becomes; one that is drawn is never tiled."""

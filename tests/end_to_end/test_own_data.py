@@ -33,7 +33,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[Path], Path]) -> Path:
-    """A copy with the small pipeline's parameters, a git and DVC repository of its own, and the photographs."""
+    """A copy with the small pipeline's parameters, a git and DVC repository, and the photographs."""
     folder = copy_checkout(tmp_path_factory.mktemp("own") / "lab")
     small = (ROOT / "experiments" / "ablations" / "smoke" / "params.yaml").read_text()
     (folder / "params.yaml").write_text(re.sub(r"^root:.*", "root: .", small, flags=re.MULTILINE))

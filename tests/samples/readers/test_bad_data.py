@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -259,8 +260,14 @@ def test_bad_data_is_reported_counted_and_left_out(
     assert kept["raw"]
 
 
-def test_every_kind_has_a_case() -> None:
-    assert {case[0] for case in CASES} == set(KINDS)
+def test_the_table_of_the_docs_has_every_kind_with_a_message_that_is_tested() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    text = text.partition("## Bad data")[2].partition("## Splits")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    assert {kind: meaning for kind, meaning, _ in rows} == KINDS
+    for kind, _, message in rows:
+        tested = [case[3] for case in CASES if case[0] == kind]
+        assert any(message.strip("`") in one for one in tested), message
 
 
 def test_nothing_of_an_archive_is_written_anywhere(tmp_path: Path) -> None:

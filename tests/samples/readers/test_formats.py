@@ -41,7 +41,7 @@ EXPECTED = {
         "[] <user> Is there a dog in the image? <assistant> | yes*",
         "[] <user> Is there a fork in the image? <assistant> | no*",
     ],
-    "edits": ["[] <user> make it blue <assistant> | [*]"] * 2,
+    "edits": ["[] <user> make it blue <assistant> | [*] | <eos>*"] * 2,
     "interleaved": ["First.* | [] Then a cat.* | [] The end.*", "[] Only this.*"],
     "webdataset": [
         "[] <user> describe the image <assistant> | a cat*",
@@ -138,7 +138,7 @@ def test_ten_people_and_the_ids_of_results_are_kept(tmp_path: Path, layouts: dic
 def test_captions_can_be_drawn_from(tmp_path: Path, layouts: dict[str, Make]) -> None:
     layouts["folder"](tmp_path / "set")
     found = source(tmp_path / "set", "folder", task="text_to_image")
-    assert shown(found.sample(0, 0)) == "<user> draw : a cat <assistant> | [*]"
+    assert shown(found.sample(0, 0)) == "<user> draw : a cat <assistant> | [*] | <eos>*"
 
 
 def test_a_seed_chooses_among_captions(tmp_path: Path, layouts: dict[str, Make]) -> None:
