@@ -5,9 +5,9 @@
 One process trains an arm of `params.yaml` as the stage `instruct` does, and records at every log point what
 the stage records. The ways to record take turns, in another order each time. What recording costs is counted
 where it arises, so that the noise of a step does not hide it: processor time of the calls in the training's
-thread, as a share of the processor time of its steps, and of the thread that writes, which is at work in all
-turns, as a share of that of all steps. What a server's own process uses is no part of it. `--write` puts the
-table into docs/benchmarks.md.
+thread, as a share of the time of its steps, and of the thread that writes, which is at work in all turns, as
+a share of the time of all steps. What a server's own process uses is no part of it. `--write` puts the table
+into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class Cost:
     waited: list[float] = field(default_factory=list)  # in each call
     writing: float = 0.0  # processor time
 
-    def row(self, way: str, steps: int, used: float) -> list[str]:
-        """Of the table; `used` is the processor time of all turns, while which the writer was at work."""
+    def row(self, way: str, steps: int, whole: float) -> list[str]:
+        """Of the table; `whole` is the time of all turns, in all of which the writer was at work."""
         shown = [f"{1000 * median(self.steps) / steps:.0f}", f"{1000 * median(self.clock) / steps:.0f}"]
         if way == OFF:
             return [way, *shown, "", "", ""]
-        calls, writing = self.calls / sum(self.steps), self.writing / used
+        share = self.calls / sum(self.clock) + self.writing / whole
         point = f"{1e6 * self.calls / len(self.waited):.0f}", f"{1e6 * median(self.waited):.0f}"
-        return [way, *shown, *point, f"{100 * (calls + writing):.2f}"]
+        return [way, *shown, *point, f"{100 * share:.2f}"]
 
 
 def measure(turns: int, steps: int, every: int, scratch: Path) -> str:
@@ -103,10 +103,10 @@ def measure(turns: int, steps: int, every: int, scratch: Path) -> str:
         time.sleep(15)  # the writers send the rest
         for way, writer in writers.items():
             costs[way].writing = processor_time(writer) - before[way]
-    used = sum(sum(cost.steps) for cost in costs.values())
+    whole = sum(sum(cost.clock) for cost in costs.values())
     head = ["recorded in", "step, ms of processor", "step, ms on the clock"]
-    head += ["a log point, µs of processor", "it waits, µs", "recording, % of the steps' processor time"]
-    rows = [head, *(cost.row(way, steps, used) for way, cost in costs.items())]
+    head += ["a log point, µs of processor", "it waits, µs", "recording, % of the steps' time"]
+    rows = [head, *(cost.row(way, steps, whole) for way, cost in costs.items())]
     points = "at every step" if every == 1 else f"every {every} steps"
     return f"{machine()}; {turns} turns of {steps} steps each, a log point {points}.\n\n{table(rows)}"
 
