@@ -23,6 +23,7 @@ from lab.evaluation.generation import draw_all, reconstruct
 from lab.graph.node import RECORD
 from lab.graph.stages import stages_of
 from lab.models.autoencoder import ImageAutoencoder
+from lab.models.cached import AbsentEncoder
 from lab.models.store import load_component
 from lab.scenes.preview import tile
 from lab.training.ledger import Ledger
@@ -113,7 +114,8 @@ class Looks(pl.Callback):
         collate = self.arm.collate(tuple(self.tasks.tasks), left=True)
         drawn = draw_all(model, self._decoder, samples, collate, _SCENES, 0)
         connector = model.connector if model.target_space == "connector" else None
-        autoencoder = ImageAutoencoder(model.encoder, connector, self._decoder)
+        encoder: Any = model.encoder.loaded() if isinstance(model.encoder, AbsentEncoder) else model.encoder
+        autoencoder = ImageAutoencoder(encoder.to(device), connector, self._decoder)
         rebuilt = reconstruct(autoencoder, drawn.real.to(device), 0).cpu()
         prompts = [_words(sample) for sample in samples]
         return sheet({"real": drawn.real, "rebuilt": rebuilt, "drawn": drawn.generated}, prompts)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.contracts import Encoder
 from lab.errors import LabError
+from lab.models.store import load_component
 from lab.samples.batch import images_of
 from lab.samples.features import Features, FeatureWriter
 from lab.samples.segments import Picture
@@ -45,6 +46,11 @@ class AbsentEncoder(nn.Module):
             LabError: always.
         """
         raise LabError("the encoder is not loaded, as its features are cached; these pixels have none")
+
+    def loaded(self) -> Encoder:
+        """The encoder itself, in eval mode, for what has no features."""
+        encoder: Encoder = load_component(self.folder)
+        return encoder
 
     def save_to(self, folder: Path) -> None:
         """Copy the encoder's files, unread."""
