@@ -20,7 +20,7 @@ from lab.samples.readers.fields import (
     said,
     split_of,
 )
-from lab.samples.readers.record import BadRecordError, Blob, Found, Piece, Place, Record, Turn
+from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record, Turn
 from lab.samples.readers.streams import first_value, keys_of, objects, parsed
 
 SUMMARY = (
@@ -44,7 +44,7 @@ def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
     for name in ending(files, ".json", ".jsonl"):
         if PurePosixPath(name).name == "prompt.json":
-            yield from _pairs(root, name)
+            yield from _pairs(root, name, images)
         elif _is_one(root / name):
             for place, element in placed(name, objects(root / name)):
                 try:
@@ -66,7 +66,7 @@ def edit(before: Piece, asked: str, after: Piece) -> tuple[Turn, ...]:
     return Turn("user", (before, said(asked, "instruction"))), Turn("assistant", (after,))
 
 
-def _pairs(root: Path, name: str) -> Iterator[Found]:
+def _pairs(root: Path, name: str, found_in: ImageFolder) -> Iterator[Found]:
     """The pairs of images beside a prompt.json."""
     raw = (root / name).read_bytes()
     folder = PurePosixPath(name).parent
@@ -81,7 +81,7 @@ def _pairs(root: Path, name: str) -> Iterator[Found]:
         try:
             if after not in beside:
                 raise BadRecordError("missing_file", f"no file '{after}'")
-            turns = edit(Blob(before), field(parsed(raw), "edit"), Blob(after))
+            turns = edit(found_in.find(before), field(parsed(raw), "edit"), found_in.find(after))
         except BadRecordError as error:
             yield bad(place, error, raw)
             continue

@@ -153,6 +153,8 @@ def files_of(root: Path) -> Iterator[str]:
         if place.name.startswith((".", "__")):
             continue
         if place.is_dir():
+            if place.is_symlink():  # may lead anywhere, or round in a circle
+                continue
             yield from (f"{place.name}/{name}" for name in files_of(place))
         else:
             yield place.name

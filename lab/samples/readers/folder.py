@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lab.errors import LabError
 from lab.samples.readers.columns import record_of
 from lab.samples.readers.fields import ImageFolder, are_images, bad, ending, field, files_of, placed, split_of
-from lab.samples.readers.record import BadRecordError, Blob, Found, Place
+from lab.samples.readers.record import BadRecordError, Found, Place
 from lab.samples.readers.streams import Element, first_value, lines, parsed
 
 SUMMARY = (
@@ -48,7 +49,8 @@ def records(root: Path, files: list[str]) -> Iterator[Found]:
             place = Place(name, number)
             try:
                 text = _beside(root / name)
-                found = record_of({"caption": text}, [Blob(name)], PurePosixPath(name).stem, split_of(name))
+                image = images.find(name)
+                found = record_of({"caption": text}, [image], PurePosixPath(name).stem, split_of(name))
             except BadRecordError as error:
                 yield bad(place, error, name.encode())
                 continue
@@ -76,7 +78,7 @@ def _tables(root: Path, files: list[str]) -> list[str]:
     for name in ending(files, ".csv", ".tsv"):
         try:
             found += [name] if _has_name(next(_rows(root / name)).value()) else []
-        except (StopIteration, BadRecordError):
+        except (StopIteration, BadRecordError, LabError):
             continue
     return sorted(found)
 
@@ -96,7 +98,10 @@ def _rows(file: Path) -> Iterator[Element]:
     with file.open("rb") as handle:
         text = io.TextIOWrapper(handle, encoding="latin-1", newline="")
         rows = csv.DictReader(text, delimiter=mark)
-        for row in rows:
-            values = {key: value for key, value in row.items() if key is not None and isinstance(value, str)}
-            raw = json.dumps(values, ensure_ascii=False).encode("latin-1", "replace")
-            yield Element("", rows.line_num, raw)
+        try:
+            for row in rows:
+                values = {key: one for key, one in row.items() if key is not None and isinstance(one, str)}
+                raw = json.dumps(values, ensure_ascii=False).encode("latin-1", "replace")
+                yield Element("", rows.line_num, raw)
+        except csv.Error as error:
+            raise LabError(f"{file}, line {rows.line_num}: cannot be read as a table: {error}") from error

@@ -85,6 +85,13 @@ def outward(root: Path) -> None:
     (root / "link.png").symlink_to("../secret.png")
 
 
+def linked_image(root: Path) -> None:
+    image_folder("a dog")(root)
+    (root / "1.png").rename(root.parent / "secret.png")
+    (root / "1.png").symlink_to("../secret.png")
+    (root / "round").symlink_to(".", target_is_directory=True)
+
+
 def box(x: int, width: int) -> Callable[[Path], None]:
     def make(root: Path) -> None:
         put(root, "1.png", 1)
@@ -174,6 +181,7 @@ CASES: list[tuple[str, str, Callable[[Path], None], str]] = [
         "unsafe path: '/etc/passwd' leads out of its folder",
     ),
     ("unsafe_path", "llava", outward, "is a link that leads out of "),
+    ("unsafe_path", "folder", linked_image, "1.png, record 2: unsafe path: "),
     (
         "unsafe_path",
         "webdataset",
