@@ -29,7 +29,7 @@ from lab.config import DataSetParams
 from lab.samples.batch import Collate
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT, Fitting, decode, fitted
-from lab.samples.index import build
+from lab.samples.indexing import build
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.digits import load_patches, split_instances
 from lab.scenes.language import Language
@@ -46,7 +46,8 @@ import re, sys
 from pathlib import Path
 from lab.config import DataSetParams
 from lab.samples.datasets import DataSet, DataSource
-from lab.samples.index import Index, build
+from lab.samples.index import Index
+from lab.samples.indexing import build
 from lab.scenes.world import World
 root, made = Path(sys.argv[1]), Path(sys.argv[2])
 index = Index(root, made) if made.exists() else build(root, "llava", 10**8, made)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "datasets"
 KEPT = Path(".lab", "data")
 QUARANTINE = "quarantine"
-_CODE = ("lab/samples/readers", "lab/samples/index.py", "lab/samples/images.py")
+_CODE = ("lab/samples/readers", *(f"lab/samples/{name}.py" for name in ("index", "indexing", "images")))
 
 
 def registered(folder: Path) -> Mapping[str, object]:
@@ -94,7 +94,8 @@ def indexed(name: str, entry: DataSetParams, root: Path, kept: Path | None = Non
         kept: where indices are kept, if not beside it.
     """
     from lab.samples.datasets import DataSet
-    from lab.samples.index import Index, build
+    from lab.samples.index import Index
+    from lab.samples.indexing import build
 
     code = "".join(file.read_text() for place in _CODE for file in _files(REPOSITORY / place))
     key = _short(f"{hash_of(root, kept)}/{entry.format}/{entry.limit}/{code}")

@@ -724,6 +724,9 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     from lab.evaluation.losses import validation_losses
     from lab.training.modules import UnifiedTraining
 
+    drawn = [name for name, data in context.opened.items() if data.draws]
+    if drawn and arm.model.visual_head is None:
+        raise LabError(f"data set '{drawn[0]}': it has images to draw, but there is no visual_head")
     sources, settings = context.sources("train"), context.params.fitted(context.stage)
     module = UnifiedTraining(
         arm.model,

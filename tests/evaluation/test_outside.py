@@ -17,7 +17,7 @@ from lab.models.arm import Arm
 from lab.registry import build
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
-from lab.samples.index import build as build_index
+from lab.samples.indexing import build as build_index
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.world import World
 from tests.conftest import TINY

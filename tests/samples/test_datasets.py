@@ -16,7 +16,7 @@ from lab.config import SPLITS, DataSetParams
 from lab.errors import LabError
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
-from lab.samples.index import build
+from lab.samples.indexing import build
 from lab.samples.mixture import Mixture
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
@@ -148,7 +148,7 @@ import re, sys
 from pathlib import Path
 from lab.config import DataSetParams
 from lab.samples.datasets import DataSet, DataSource
-from lab.samples.index import build
+from lab.samples.indexing import build
 from lab.scenes.world import World
 for place in sys.argv[2:]:
     root, name = Path(place), sys.argv[1]

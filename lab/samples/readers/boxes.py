@@ -30,8 +30,6 @@ from lab.samples.readers.record import BadRecordError, Blob, Box, Found, Place, 
 from lab.samples.readers.streams import elements, first_value, keys_of, objects
 
 SUMMARY = "boxes: region descriptions of Visual Genome, or RefCOCO as JSON with `images` and `annotations`"
-DRAWS = False
-PROTOCOL = "box"
 _NUMBER = (int, float)
 
 

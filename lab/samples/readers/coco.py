@@ -20,8 +20,6 @@ from lab.samples.readers.record import BadRecordError, Found, Record, Turn
 from lab.samples.readers.streams import elements, keys_of
 
 SUMMARY = "captions of COCO: JSON with `images` and `annotations` that have a `caption`"
-DRAWS = False
-PROTOCOL = "caption"
 
 
 def recognises(root: Path, files: list[str]) -> bool:

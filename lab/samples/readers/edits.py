@@ -26,8 +26,6 @@ from lab.samples.readers.streams import first_value, keys_of, objects, parsed
 SUMMARY = (
     "edits of InstructPix2Pix: image, instruction, edited image; JSON Lines or folders with `prompt.json`"
 )
-DRAWS = True
-PROTOCOL = ""
 BEFORE = ("input_image", "original_image", "source_image", "source_img", "input", "image")
 ASKED = ("edit", "edit_prompt", "instruction", "prompt")
 AFTER = ("edited_image", "output_image", "target_image", "target_img", "output")

@@ -21,8 +21,6 @@ from lab.samples.readers.streams import Element, first_value, lines, parsed
 SUMMARY = (
     "a folder of images with captions: `x.jpg` beside `x.txt`, or `metadata.jsonl` / `.csv` with `file_name`"
 )
-DRAWS = False
-PROTOCOL = "caption"
 _NAMES = ("file_name", "file", "filename", "image", "path")
 
 

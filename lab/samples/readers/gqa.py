@@ -10,8 +10,6 @@ from lab.samples.readers.record import BadRecordError, Found, Record, Turn
 from lab.samples.readers.streams import elements, starts_with
 
 SUMMARY = "GQA: JSON whose members are questions with `imageId` and `answer`"
-DRAWS = False
-PROTOCOL = "exact"
 
 
 def recognises(root: Path, files: list[str]) -> bool:

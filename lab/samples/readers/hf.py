@@ -19,8 +19,6 @@ from lab.samples.readers.interleaved import document
 from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record
 
 SUMMARY = "Hugging Face `datasets`: Parquet or Arrow with images, captions, questions, conversations or edits"
-DRAWS = False
-PROTOCOL = "vqa"
 _BATCH = 16  # rows held at once
 _IMAGES = ("image", "images", "img", "jpg", "png")
 

@@ -18,8 +18,6 @@ from lab.samples.readers.record import BadRecordError, Found, Piece, Record, Tur
 from lab.samples.readers.streams import first_value, objects
 
 SUMMARY = "interleaved documents: MMC4 (`text_list`, `image_info`) or OBELICS (`texts`, `images`), JSON Lines"
-DRAWS = False
-PROTOCOL = ""
 
 
 def recognises(root: Path, files: list[str]) -> bool:

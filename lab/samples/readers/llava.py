@@ -17,8 +17,6 @@ from lab.samples.readers.record import BadRecordError, Found, Piece, Record, Tur
 from lab.samples.readers.streams import first_value, objects
 
 SUMMARY = "conversations of LLaVA: JSON or JSON Lines with `conversations` or `messages`"
-DRAWS = False
-PROTOCOL = "exact"
 _WHO = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 

@@ -13,8 +13,6 @@ from lab.samples.readers.record import BadRecordError, Found, Record, Turn
 from lab.samples.readers.streams import first_value, objects
 
 SUMMARY = "POPE: JSON Lines with `image`, `text` and `label`, yes or no"
-DRAWS = False
-PROTOCOL = "pope"
 
 
 def recognises(root: Path, files: list[str]) -> bool:

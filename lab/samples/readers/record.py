@@ -142,13 +142,9 @@ class Reader(Protocol):
 
     Attributes:
         SUMMARY: the format in a few words.
-        DRAWS: whether the model has to draw an image.
-        PROTOCOL: how it is evaluated: vqa, pope, caption, box, or "exact".
     """
 
     SUMMARY: str
-    DRAWS: bool
-    PROTOCOL: str
 
     def recognises(self, root: Path, files: list[str]) -> bool:
         """Whether a folder is of this format.

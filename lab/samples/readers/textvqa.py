@@ -11,8 +11,6 @@ from lab.samples.readers.streams import elements, keys_of
 from lab.samples.readers.vqav2 import people_said
 
 SUMMARY = "TextVQA: JSON whose `data` are questions with `image_id` and `answers`"
-DRAWS = False
-PROTOCOL = "vqa"
 
 
 def recognises(root: Path, files: list[str]) -> bool:

@@ -22,8 +22,6 @@ from lab.samples.readers.record import BadRecordError, Found, Record, Turn
 from lab.samples.readers.streams import elements, keys_of
 
 SUMMARY = "VQAv2: JSON with `questions`, and JSON with `annotations` that have `answers`"
-DRAWS = False
-PROTOCOL = "vqa"
 
 
 def recognises(root: Path, files: list[str]) -> bool:

@@ -22,8 +22,6 @@ from lab.samples.readers.record import BadRecordError, Blob, Found, Piece, Place
 from lab.samples.readers.streams import LONGEST, parsed
 
 SUMMARY = "WebDataset: `.tar` shards of images with `.txt` or `.json` of the same stem"
-DRAWS = False
-PROTOCOL = "caption"
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 _KINDS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.CHRTYPE: "a device"}
 _KINDS |= {tarfile.BLKTYPE: "a device", tarfile.FIFOTYPE: "a pipe"}

@@ -18,7 +18,7 @@ from lab.config import DataSetParams
 from lab.errors import LabError
 from lab.samples.datasets import DataSet, check_policy, quarantine
 from lab.samples.images import LIMIT
-from lab.samples.index import build
+from lab.samples.indexing import build
 from lab.samples.readers.record import KINDS
 from tests.samples.readers.conftest import encoded, put, talk
 

@@ -13,7 +13,7 @@ from lab.errors import LabError
 from lab.samples.chat import OwnChat, Run
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
-from lab.samples.index import build
+from lab.samples.indexing import build
 from lab.samples.readers.formats import FORMATS, recognise
 from lab.samples.segments import Sample
 from lab.scenes.world import World
