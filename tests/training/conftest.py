@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from lab.config import TrainerParams
 from lab.models.arm import Arm
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
@@ -123,11 +124,13 @@ def training(
         settings: FitSettings = SETTINGS,
         *callbacks: pl.Callback,
         quiet: bool = False,
+        trainer: TrainerParams | None = None,
     ) -> tuple[StageModule, Record]:
         module, dataset, collate = make(kind, new_arm, tasks, tokenizer, quiet)
         record = Record()
         torch.manual_seed(1)
-        record.costs = fit(module, dataset, collate, settings, tmp_path / work, kind, record, callbacks)
+        place = tmp_path / work
+        record.costs = fit(module, dataset, collate, settings, place, kind, record, callbacks, trainer)
         return module, record
 
     return train
