@@ -115,6 +115,16 @@ def _devices() -> Iterator[Finding]:
     yield Finding("bf16 on the cpu", "native" if native else "emulated, many times slower: stay with 32 bits")
 
 
+def _step() -> Iterator[Finding]:
+    """What `trainer` chooses here where it says auto, and the precision that suits."""
+    from torch import accelerator
+
+    from lab.training.speed import chosen
+
+    found = accelerator.current_accelerator()
+    yield Finding("a step", chosen(found.type if found is not None else "cpu"))
+
+
 def _threads() -> Iterator[Finding]:
     import torch
 
@@ -197,4 +207,4 @@ def _disk() -> Iterator[Finding]:
     yield Finding("disk", f"{free:.0f} GiB free", remedy, broken=free < 1)
 
 
-_CHECKS = (_python, _torch, _packages, _devices, _threads, _dvc, _mlflow, _optuna, _disk)
+_CHECKS = (_python, _torch, _packages, _devices, _step, _threads, _dvc, _mlflow, _optuna, _disk)

@@ -73,18 +73,20 @@ def generate_text(model: UnifiedModel, batch: Batch, end: int, max_new_tokens: i
     """
     prompt = Continuation(model, batch)
     state, decoder = prompt.state, model.text_decoder
-    answers: list[list[int]] = [[] for _ in range(len(batch))]
     running = torch.ones(len(batch), dtype=torch.bool, device=state.device)
-    for _ in range(max_new_tokens):
-        chosen = decoder.logits(state[:, -1]).argmax(dim=-1)  # (B,)
-        running &= chosen != end
-        if not running.any():
+    every = LOOK if state.is_cuda else 1
+    said: list[Tensor] = []  # (B,) each, on the device
+    for count in range(1, max_new_tokens + 1):
+        said.append(decoder.logits(state[:, -1]).argmax(dim=-1))
+        running &= said[-1] != end
+        if count == max_new_tokens or (count % every == 0 and not running.any()):
             break
-        for row, (token, alive) in enumerate(zip(chosen.tolist(), running.tolist(), strict=True)):
-            if alive:
-                answers[row].append(token)
-        state = prompt.run(decoder.embed(chosen.unsqueeze(1)))
-    return answers
+        state = prompt.run(decoder.embed(said[-1].unsqueeze(1)))
+    answers = torch.stack(said, dim=1).tolist() if said else [[]] * len(batch)
+    return [answer[: answer.index(end)] if end in answer else answer for answer in answers]
+
+
+LOOK = 8  # tokens after which a GPU is asked whether all rows have ended
 
 
 @torch.no_grad()

@@ -222,8 +222,8 @@ class UnifiedModel(nn.Module):
         drawn, noise = self.slot_inputs(targets)
         states = self.states(batch, drawn)
         tasks, places = len(batch.tasks), batch.places
-        text_sum, text_count = states.new_zeros(tasks), states.new_zeros(tasks)
-        text = states.new_zeros(())
+        nothing = torch.zeros(tasks, dtype=torch.float32, device=states.device)  # whatever weights are in
+        text_sum, text_count, text = nothing, nothing, nothing.sum()
         if len(places.supervised):
             logits = self.text_decoder.logits(states.flatten(0, 1)[places.supervised - 1])  # (K, V)
             wanted = batch.ids.flatten()[places.supervised]
@@ -234,13 +234,14 @@ class UnifiedModel(nn.Module):
             text = text_sum.sum() / text_count.sum()
             if batch.weights is not None:
                 text = (entropy * batch.weights).sum() / batch.weights.sum()
-        image_sum, image_count = states.new_zeros(tasks), states.new_zeros(tasks)
+        image_sum, image_count = nothing, nothing
         if targets is not None:
             at_slots, owner = self.at_slots(batch, states)
             if self._head.through_decoder:
                 loss = self._decoder.loss(self._head(at_slots), batch.pixels_drawn)  # type: ignore[operator]
             else:
                 loss = self._head.loss(at_slots, targets.detach(), noise)  # (J,)
+            loss = loss.float()
             image_sum = image_sum.index_add(0, batch.task[owner], loss)
             image_count = image_count.index_add(0, batch.task[owner], torch.ones_like(loss))
         return Losses(

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,7 +26,7 @@ from lab.training.ledger import Ledger
 from lab.training.modules import StageModule
 from lab.training.preemption import Paused, Preempted, deferred
 from lab.training.processes import is_rank_zero, placement, planned, processes, sharded
-from lab.training.speed import accelerated, plan_of, switched_on
+from lab.training.speed import WHOLLY, accelerated, in_precision, plan_of, switched_on
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,8 @@ def _train(
         ],
     )
     _leave_signals_alone(trainer)
+    if (dtype := WHOLLY.get(settings.precision)) is not None:  # Lightning's own stumbles over our batches
+        trainer.precision_plugin.convert_input = partial(in_precision, dtype=dtype)  # type: ignore[method-assign]
     device = trainer.strategy.root_device.type
     by_sample = settings.loss_weighting == "sample"
     collate_step = StepCollate(
@@ -174,7 +177,7 @@ def _train(
                 f"{label}: {state} was written by processes that had all weights each, and cannot be split "
                 "now; go on with strategy ddp, or remove it"
             )
-        with accelerated(module, where, device):
+        with accelerated(module, where, device, sharded(where)):
             trainer.fit(module, loader, ckpt_path=state, weights_only=True)
             module.join()
     except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
@@ -214,6 +217,8 @@ def _check(module: StageModule, settings: FitSettings, label: str, where: Traine
         raise LabError(
             f"{label}: accumulate {parts}, but the {share} samples of a step{own} do not divide by it"
         )
+    if where.compile == "on" and sharded(where):
+        raise LabError(f"{label}: strategy fsdp compiles nothing; choose compile auto or off")
     if where.layout == "buckets" and sharded(where):
         raise LabError(
             f"{label}: with layout buckets lengths say how often the model is called, and strategy fsdp "

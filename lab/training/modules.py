@@ -367,7 +367,7 @@ class ImageDecoderTraining(StageModule):
 
     def counts(self, batch: Pixels) -> Tensor:
         images = batch.pixels_drawn
-        return images.new_full((1,), len(images))
+        return torch.full((1,), len(images), dtype=torch.float32, device=images.device)
 
     def on_train_start(self) -> None:
         for role in ("encoder", "connector"):
@@ -430,4 +430,4 @@ def _supervised(batch: Batch) -> Tensor:
     """What the text loss of a batch is a mean over, as a scalar: its supervised elements, or its samples."""
     if batch.weights is not None:
         return batch.weights.sum()
-    return torch.full((), float(len(batch.places.supervised)), device=batch.ids.device)
+    return torch.full((), len(batch.places.supervised), dtype=torch.float32, device=batch.ids.device)

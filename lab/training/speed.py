@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from lab.config import TrainerParams
 from lab.errors import LabError
-from lab.samples.step import Plan
+from lab.samples.batch import Batch, mapped
+from lab.samples.step import Parts, Plan
 from lab.training.checkpointing import checkpointed
 
 # least tokens of a packed row: on CPUs attention costs every pair of a row, so rows are short
@@ -21,9 +24,35 @@ ROW = {"cpu": 96, "cuda": 4096}
 WORTH_COMPILING = 50e6  # parameters of the language model: below, compiling takes longer than it saves
 
 
+# precisions of Lightning in which weights and activations are all of one type
+WHOLLY = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+def in_precision(batch: Any, dtype: torch.dtype) -> Any:
+    """A batch whose pixels and the like are of a type; what elements count in the loss stays exact."""
+    if isinstance(batch, Parts):
+        return Parts(tuple(in_precision(part, dtype) for part in batch.parts))
+    changed = mapped(batch, lambda value: value.to(dtype) if value.dtype == torch.float32 else value)
+    return replace(changed, weights=batch.weights) if isinstance(batch, Batch) else changed
+
+
 def switched_on(word: str, device: str) -> bool:
     """Whether something is on that "auto" leaves to GPUs."""
     return word == "on" or (word == "auto" and device == "cuda")
+
+
+def chosen(device: str) -> str:
+    """What "auto" comes to on a kind of device, in a line."""
+    if device == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16-mixed" if bf16 else "32-true"
+        size = f"{WORTH_COMPILING / 1e6:.0f}M"
+        layout = f"packed in rows of {ROW[device]} tokens and more (FlexAttention)"
+        compiled = f"blocks compiled from {size} parameters of the language model on, fused optimizer"
+        return f"layout {layout}, {compiled}; precision {precision} suits"
+    row = ROW.get(device, ROW["cuda"])
+    longer = f", longer samples in groups of like length (over {2 * row})" if device == "cpu" else ""
+    return f"layout packed in rows of {row} tokens and more{longer}, not compiled; precision 32-true suits"
 
 
 def plan_of(where: TrainerParams, module: Any, device: str, sharded: bool) -> Plan:
@@ -58,7 +87,7 @@ def decoder_of(module: Any) -> Any:
 
 
 @contextmanager
-def accelerated(module: Any, where: TrainerParams, device: str) -> Iterator[None]:
+def accelerated(module: Any, where: TrainerParams, device: str, sharded: bool = False) -> Iterator[None]:
     """While open, the language model's blocks run as `where` says."""
     decoder = decoder_of(module)
     with ExitStack() as stack:
@@ -68,7 +97,7 @@ def accelerated(module: Any, where: TrainerParams, device: str) -> Iterator[None
             if where.checkpointing:
                 fusion = getattr(module.model, "fusion", None)
                 stack.enter_context(checkpointed(decoder.layers, getattr(fusion, "again", None)))
-            if _worth_compiling(where, decoder, device):
+            if not sharded and _worth_compiling(where, decoder, device):
                 stack.enter_context(_compiled(decoder.layers))
         yield
 

@@ -158,6 +158,15 @@ def gradients(model: Any, batch: Any) -> dict[str, torch.Tensor]:
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_sixteen_bits_train(training: Training, short: FitSettings, precision: str) -> None:
+    """Losses near those of 32 bits, in layouts and parts too."""
+    _, one = training("unified", "32", short, quiet=True, trainer=PADDED)
+    settings = replace(short, precision=precision, accumulate=2)
+    _, two = training("unified", "16", settings, quiet=True, trainer=replace(PADDED, layout="packed"))
+    assert_alike(two, one, 5e-2)
+
+
 def test_recomputation_is_no_work_of_the_model(training: Training, short: FitSettings) -> None:
     _, one = training("unified", "kept", short, quiet=True, trainer=PADDED)
     _, two = training("unified", "twice", short, quiet=True, trainer=replace(PADDED, checkpointing=True))
