@@ -69,19 +69,14 @@ def test_a_study_ends_with_a_table_plots_and_a_ready_declaration(
     assert best["connectors"] == [study().best_params["connector"]]
     assert best["stages"]["instruct"]["steps"] == 200
     assert "(6 of 6 done)" in capsys.readouterr().out
+    page = (output / "sweep.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(http|//)", page)  # nothing from elsewhere
+    assert page.count("Plotly.newPlot(") >= 3
     records = load(sweep).records
     assert [record.values[0] for record in records if record.values] == [
         trial.value for trial in trials if trial.state.name == "COMPLETE"
     ]
     assert all(record.metrics["generation/scene"] > 0 for record in records if record.state == "complete")
-
-
-def test_the_page_loads_nothing_from_elsewhere(sweep: Path) -> None:
-    run(str(sweep), trials=3, objective=RATED)
-    page = (sweep.parent / "output" / "sweeps" / "try" / "sweep.html").read_text()
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?(http|//)", page)
-    assert page.count("Plotly.newPlot(") >= 3
-    assert "All settings together" in page
 
 
 def test_two_objectives_end_with_a_front(sweep: Path) -> None:
@@ -228,16 +223,16 @@ def test_bad_trials_are_pruned_whichever_way_is_better(
     assert study().best_trial.number == 0
 
 
-@pytest.mark.parametrize("sampler", ["nsga2", "gp", "cmaes", "qmc", "random"])
+@pytest.mark.parametrize("sampler", ["nsga2", "gp", "cmaes", "qmc"])
 def test_every_sampler_runs(sweep: Path, no_plots: None, sampler: str) -> None:
     head = sweep.read_text().partition("space:")[0]
     rate = "stages.instruct.learning_rate.connector: {log: [3.0e-4, 3.0e-3]}"
     mix = "mix: {simplex: [caption, vqa, text_to_image]}"
     sweep.write_text(f"{head}sampler: {sampler}\npruner: none\nspace:\n  {rate}\n  {mix}\n")
-    run(str(sweep), trials=8, objective=RATED)
+    run(str(sweep), trials=6, objective=RATED)
     trials = study().trials
-    assert states(trials) == ["COMPLETE"] * 8
-    assert len({str(trial.params) for trial in trials}) == 8
+    assert states(trials) == ["COMPLETE"] * 6
+    assert len({str(trial.params) for trial in trials}) == 6
 
 
 def test_a_grid_tries_every_point_once(sweep: Path, no_plots: None) -> None:
@@ -265,8 +260,8 @@ def test_infeasible_trials_cost_nothing_and_are_told_to_the_sampler(
         return toys.rated(settings, report)
 
     sweep.write_text(f"{sweep.read_text()}constraints: {{parameters: 2.1e+6, memory: 5000}}\npruner: none\n")
-    run(str(sweep), trials=8, objective=Objective(counting))
-    assert [settings["connector"] for settings in tried] == ["linear"] * 8
+    run(str(sweep), trials=6, objective=Objective(counting))
+    assert [settings["connector"] for settings in tried] == ["linear"] * 6
     refused = [trial for trial in study().trials if "infeasible" in trial.user_attrs]
     assert refused
     for trial in refused:
@@ -274,7 +269,7 @@ def test_infeasible_trials_cost_nothing_and_are_told_to_the_sampler(
         assert trial.constraints["parameters"] > 0 > trial.constraints["memory"]
         assert trial.user_attrs["infeasible"].startswith("parameters 2.")
     assert all(trial.constraints["parameters"] <= 0 for trial in study().trials if trial not in refused)
-    assert len(load(sweep).records) == 8
+    assert len(load(sweep).records) == 6
     sweep.write_text(sweep.read_text().replace("2.1e+6", "1.0e+3"))
     monkeypatch.setattr("lab.search.trials._DRAWS", 5)
     with pytest.raises(LabError, match="constraints let none of 5 draws pass"):
