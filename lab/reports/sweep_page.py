@@ -45,6 +45,7 @@ def write_page(sweep: Sweep, explained: Mapping[str, Mapping[str, float]], path:
         warnings.simplefilter("ignore")  # of what Optuna calls experimental
         for title, figure in _figures(sweep, bool(explained)):
             figure.update_layout(**_LAYOUT)
+            figure.update_traces(marker_size=9, selector={"mode": "markers"})
             body = figure.to_html(full_html=False, include_plotlyjs=script, config={"displaylogo": False})
             parts.append(f"<h2>{escape(title)}</h2><figure>{body}</figure>")
             script = False
@@ -62,28 +63,24 @@ def _figures(sweep: Sweep, explained: bool) -> Iterator[tuple[str, Figure]]:
     labels = [measure_of(name).axis for name in names]
     if len(names) in (2, 3):
         yield "Pareto front", show.plot_pareto_front(study, target_names=labels)
-    for place, name in enumerate(names):
+    for place, (name, direction) in enumerate(sweep.objectives.items()):
 
         def target(trial: Any, place: int = place) -> float:
             return float(trial.values[place])
 
-        label = measure_of(name).label
-        ending = f": {label}" if len(names) > 1 else ""
-        yield (
-            f"Optimisation history{ending}",
-            show.plot_optimization_history(study, target=target, target_name=label),
-        )
+        shown: dict[str, Any] = {"target_name": measure_of(name).axis}
+        ending = ""
+        if len(names) > 1:  # of one objective Optuna knows itself which way is better
+            shown["target"], ending = target, f": {measure_of(name).label}"
+        yield f"Optimisation history{ending}", show.plot_optimization_history(study, **shown)
         if explained:
-            yield (
-                f"What mattered{ending}",
-                show.plot_param_importances(study, target=target, target_name=label),
-            )
+            yield f"What mattered{ending}", show.plot_param_importances(study, **shown)
         if len(sweep.complete) > 1:
-            yield f"Each setting alone{ending}", show.plot_slice(study, target=target, target_name=label)
-            yield (
-                f"All settings together{ending}",
-                show.plot_parallel_coordinate(study, target=target, target_name=label),
-            )
+            yield f"Each setting alone{ending}", show.plot_slice(study, **shown)
+            together = show.plot_parallel_coordinate(study, **shown)
+            dark_is_best = {"line_reversescale": direction == "minimize"}
+            together.update_traces(**dark_is_best, selector={"type": "parcoords"})
+            yield f"All settings together{ending}", together
 
 
 def _lead(sweep: Sweep) -> str:

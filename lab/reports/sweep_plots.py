@@ -154,7 +154,8 @@ def importance(sweep: Sweep, explained: Mapping[str, Mapping[str, float]]) -> Fi
     if not keys:
         return None
     height = 0.8 / len(explained)
-    figure, axes = plt.subplots(figsize=(6.4, 1.1 + (0.25 + 0.3 * len(explained)) * len(keys)))
+    size = (6.4, 1.1 + (0.25 + 0.3 * len(explained)) * len(keys))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     for place, (name, shares) in enumerate(explained.items()):
         at = [row + 0.4 - height * (place + 0.5) for row in range(len(keys))]
         values = [shares.get(key, 0.0) for key in keys]
@@ -166,7 +167,7 @@ def importance(sweep: Sweep, explained: Mapping[str, Mapping[str, float]]) -> Fi
     axes.set_xlabel(f"share of the differences between {count} trials (PED-ANOVA)")
     axes.tick_params(axis="y", length=0)
     if len(explained) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+        figure.legend(loc="outside lower center", ncols=2)
     else:
         axes.set_title(_label(next(iter(explained))))
     return figure
@@ -204,7 +205,7 @@ def parallel(sweep: Sweep) -> Figure | None:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.4, len(columns) - 0.9)
+    axes.set_xlim(-0.4, len(columns) - 0.6)
     bar = figure.colorbar(plt.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
     bar.set_label(_label(first))
     bar.outline.set_visible(False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError
+from lab.reports.measures import measure_of
 from lab.search.declaration import Declaration, read
 from lab.search.storage import default_url, open_storage, shown, studies
 from lab.search.trials import INFEASIBLE, PAUSED, REASON, Trials
@@ -143,24 +144,27 @@ def _value_at(place: int) -> Callable[[FrozenTrial], float]:
 
 
 def as_study(sweep: Sweep) -> Any:
-    """A study in memory whose parameters are what a person reads: shares instead of broken sticks."""
+    """A study in memory as a person reads it: with shares instead of broken sticks, rates in percent.
+
+    Trials keep their numbers; those that did not complete are there as failed ones.
+    """
     import optuna
-    from optuna.trial import create_trial
+    from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions: list[Any] = list(sweep.objectives.values())
     study = optuna.create_study(directions=directions)
     spaces = {key: _distribution(sweep, key) for key in sweep.keys}
-    for record in sweep.complete:
+    factors = [measure_of(name).factor for name in sweep.objectives]
+    complete = {record.number: record for record in sweep.complete}
+    for number in range(max(complete, default=-1) + 1):
+        if (record := complete.get(number)) is None:
+            study.add_trial(create_trial(state=TrialState.FAIL))
+            continue
         chosen = {key: record.chosen[key] for key in sweep.keys if key in record.chosen}
-        study.add_trial(
-            create_trial(
-                values=list(record.values),
-                params=chosen,
-                distributions={key: spaces[key] for key in chosen},
-                user_attrs={"trial": record.number},
-            )
-        )
+        values = [value * factor for value, factor in zip(record.values, factors, strict=True)]
+        distributions = {key: spaces[key] for key in chosen}
+        study.add_trial(create_trial(values=values, params=chosen, distributions=distributions))
     return study
 
 
