@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +216,7 @@ def ready(sweep: Sweep, declared: Declaration, record: Record, folder: Path) -> 
     tree = tree_of(params)
     mix = next(iter(params.mixes))
     tree |= {"connectors": params.connectors[:1], "mixes": {mix: params.mixes[mix]}}
+    tree["trainer"] = asdict(params.trainer)  # which decides about the last bits
     numbers = zip(sweep.objectives, record.values, strict=True)
     reached = ", ".join(f"{name} {value:.4g}" for name, value in numbers)
     drawn = "".join(f"#   {key}: {value}\n" for key, value in record.chosen.items())

@@ -94,7 +94,7 @@ def test_a_promoted_trial_has_the_weights_of_an_uninterrupted_training(
     assert sorted(done.curve) == [2, 6]
     assert all(max(record.curve) == 2 for record in sweep.records if record is not done)
     said = capsys.readouterr().out
-    assert f"trial {done.number} waits at step 2" in said  # so it was paused, and went on later
+    assert f"trial {done.number} waits at step 6" in said  # so it was paused, and went on later
     assert f"trial {done.number} goes on" in said
     # it shared what it could, trained what it had to, and left nothing of those that were not called
     assert "align@linear: reused" in said
