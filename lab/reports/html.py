@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterable
 from html import escape
 
@@ -12,6 +13,8 @@ from PIL import Image
 
 from lab.reports.look import Plot
 from lab.reports.samples import Samples
+
+_SAID = 70  # characters of an answer that are shown
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2328; --quiet: #66707a; --line: #e3e6e9; --mark: #0072b2; }
@@ -114,7 +117,7 @@ def answers(samples: Samples | None) -> str:
 
 def _answer(said: str, right: str) -> str:
     mark, word = ("✓", "right") if said == right else ("✗", "wrong")  # not by colour alone
-    return f'<td class="{word}">{escape(said)}&nbsp;{mark}</td>'
+    return f'<td class="{word}">{escape(textwrap.shorten(said, _SAID, placeholder=" ..."))}&nbsp;{mark}</td>'
 
 
 def _pixels(pixels: np.ndarray) -> str:

@@ -62,6 +62,8 @@ def grid(samples: Samples, rows: int = 8) -> Figure:
     columns = {"real": samples.real, "reconstructed": samples.reconstructed, **samples.generated}
     cell, words = 0.98, 2.9  # inches
     titles = {name: name.replace("-", "\n") for name in columns}
+    longest = max(len(line) for title in titles.values() for line in title.split("\n"))
+    letters = min(8.5, 8.5 * 12 / longest)  # points; a title is no wider than its column
     head = 0.25 + 0.15 * max(2, 1 + max(title.count("\n") for title in titles.values()))
     size = (words + cell * len(columns), head + cell * rows)
     figure = plt.figure(figsize=size)
@@ -89,7 +91,7 @@ def grid(samples: Samples, rows: int = 8) -> Figure:
             titles[name],
             ha="center",
             va="bottom",
-            fontsize=8.5,
+            fontsize=letters,
             weight=weight,
         )
     return figure

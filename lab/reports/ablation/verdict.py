@@ -261,7 +261,9 @@ def counted(number: int | None) -> str:
 
 
 def _named(levels: Mapping[str, str]) -> str:
-    return _list([f"{factor} {level}" for factor, level in levels.items()])
+    return _list(
+        [level if level.startswith(factor) else f"{factor} {level}" for factor, level in levels.items()]
+    )
 
 
 def _list(words: Sequence[str]) -> str:

@@ -19,16 +19,12 @@ from lab.reports.samples import Samples
 
 _HOW_LAWS = (
     "The error of a metric (1 - rate, or the value where less is better) is fitted as floor + (start - "
-    "floor) / "
-    "(1 + (N / half)^power), where N counts the samples of the metric's own task, and each sample of the "
-    "other task "
-    "as so many of them as “exchange” says. “half after”: samples after which half of what can be gained is "
-    "gained. "
-    "“miss”: typical error at mixes that were left out of the fit, beside that of guessing their mean. "
-    "“AICc”: how much "
-    "the exchange improves the fit; above 0 it earns its place. Intervals are 95%, by a bootstrap over seeds "
-    "and mixes. "
-    "† the data do not bound this parameter."
+    "floor) / (1 + (N / half)^power), where N counts the samples of the metric's own task, and each "
+    "sample of the other task as so many of them as “exchange” says. “half after”: samples after which "
+    "half of what can be gained is gained. “miss”: typical error at mixes that were left out of the fit, "
+    "beside that of guessing their mean. “AICc”: by how much the exchange improves the fit, above 0 in "
+    "its favour; a law has it only if it predicts left-out mixes better as well. Intervals are 95%, by a "
+    "bootstrap over seeds and mixes. † the data do not bound this parameter."
 )
 _HOW_SYNERGY = (
     "Arms with equal samples of a metric's own task are compared, seed by seed, and averaged over the "

@@ -165,7 +165,7 @@ def fronts(study: Study) -> Figure | None:
             axes.annotate(
                 f"{short(amounts.understanding)} / {short(amounts.generation)}",
                 points[name],
-                xytext=(6, 6),
+                xytext=(6, 6) if name in kept else (6, -12),
                 textcoords="offset points",
                 fontsize=8,
                 color=INK,
@@ -176,6 +176,8 @@ def fronts(study: Study) -> Figure | None:
     axes.set_ylabel(f"generation: {up.axis}")
     axes.grid()
     axes.margins(0.08)
+    axes.set_xlim(max(-4.0, axes.get_xlim()[0]), min(104.0, axes.get_xlim()[1]))
+    axes.set_ylim(max(-4.0, axes.get_ylim()[0]), min(104.0, axes.get_ylim()[1]))
     if axes.get_legend_handles_labels()[1][1:]:
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure

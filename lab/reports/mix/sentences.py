@@ -30,14 +30,14 @@ def central(study: Study) -> list[str]:
 def synergy_sentence(one: Synergy) -> str:
     """`Generation data helps understanding: VQA +2.1 points (95% interval +0.4 to +3.8 over 3 seeds) ...`."""
     group = one.measure.group
-    does = {HELPS: f"helps {group}", HURTS: f"hurts {group}"}.get(
-        one.word, f"does nothing certain to {group}"
-    )
-    where = f" ({one.setting})" if one.setting else ""
-    subject = f"{_OTHER[group].capitalize()} data {does}{where}"
+    other, where = _OTHER[group], f" ({one.setting})" if one.setting else ""
+    subject = {
+        HELPS: f"{other.capitalize()} data helps {group}{where}",
+        HURTS: f"{other.capitalize()} data hurts {group}{where}",
+    }.get(one.word, f"Whether {other} data helps {group}{where} is undecided")
     change = f"{one.measure.label} changes by {one.measure.change(one.overall.value)}{unit_of(one.measure)}"
     return (
-        f"{subject}: from {one.few:,.0f} to {one.many:,.0f} of its samples, at equal samples of {group}, "
+        f"{subject}: from {one.few:,.0f} to {one.many:,.0f} samples of it, at equal samples of {group}, "
         f"{change} ({interval_of(one, one.overall)})."
     )
 

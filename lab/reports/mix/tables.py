@@ -22,7 +22,7 @@ LAW_HEADS = (
     "exchange",
     "R²",
     "miss",
-    "miss of the mean",
+    "mean's miss",
     "AICc",
 )
 SYNERGY_HEADS = (
@@ -176,12 +176,10 @@ def _error(found: Fit, error: float) -> str:
 def _advantage(found: Fit) -> str:
     """What the exchange gains over the same law without it: the fall of AICc."""
     known = found.law.candidates
-    pairs = [
-        known[f"own{floor}"].aicc - known[f"transfer{floor}"].aicc
-        for floor in ("", ", floor")
-        if f"transfer{floor}" in known
-    ]
-    return "-" if not pairs else f"{max(pairs):+.1f}"
+    without, having = (
+        [one.aicc for form, one in known.items() if form.startswith(kind)] for kind in ("own", "transfer")
+    )
+    return f"{min(without) - min(having):+.1f}" if having else "-"
 
 
 def _latex(

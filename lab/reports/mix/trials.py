@@ -180,7 +180,7 @@ def levelled(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _clusters(values: Sequence[float]) -> list[float]:
-    """Each value's cluster mean, rounded to whole samples; 0 stays 0."""
+    """Each value's cluster median, in whole samples."""
     if not values:
         return []
     order = np.argsort(values)
@@ -191,7 +191,7 @@ def _clusters(values: Sequence[float]) -> list[float]:
         if place is not None and (not group or values[place] - values[group[-1]] <= near):
             group.append(int(place))
             continue
-        middle = float(round(np.mean([values[member] for member in group])))
+        middle = float(round(values[group[(len(group) - 1) // 2]]))
         for member in group:
             found[member] = middle
         group = [] if place is None else [int(place)]
