@@ -464,9 +464,14 @@ def tracked_run(context: Context) -> AbstractContextManager[Run]:
 
 
 def _record_data(context: Context, run: Run) -> None:
-    """Names the data set and its version, as the node that wrote it says what it is."""
+    """Names the data and their versions: registered sets, and scenes as the node that wrote them says."""
     if "data" not in context.inputs or not run.recorded:
         return
+    use = "evaluation" if context.stage == "evaluate" else "training"
+    for place, digest in hashes_of(context.data_sets, context.folder).items():
+        name = place.rpartition("/")[2]
+        entry = context.data_sets[name]
+        run.dataset(name, digest, use, {"format": entry.format, "policy": entry.policy})
     place = context.inputs["data"]
     made_with = record_of(place)["parameters"]
     size = context.params.world.image_size
@@ -478,7 +483,7 @@ def _record_data(context: Context, run: Run) -> None:
     run.dataset(
         "scenes",
         hashed(place).md5,
-        "evaluation" if context.stage == "evaluate" else "training",
+        use,
         made_with.get("data"),
         {"mlflow_tensorspec": {"features": json.dumps([image]), "targets": None}},
     )

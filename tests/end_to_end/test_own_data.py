@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, copy_checkout: Callable[[
     return folder
 
 
-def run(lab: Lab, folder: Path, *words: str, code: int = 0) -> str:
-    started = lab(folder, *words, LAB_TRACKING="off")
+def run(lab: Lab, folder: Path, *words: str, code: int = 0, tracking: str = "off") -> str:
+    started = lab(folder, *words, LAB_TRACKING=tracking)
     said, _ = started.communicate(timeout=600)
     assert started.returncode == code, said
     return said
@@ -65,7 +67,7 @@ def test_photographs_are_inspected_imported_trained_on_and_evaluated(checkout: P
 
     # any understanding system fine-tunes on it: its stages, and a mix that names the set
     words = ["experiments/systems/llava.yaml", *SMALL, "mix.photos=6", "stages.instruct.steps=40"]
-    said = run(lab, checkout, "train", *words)
+    said = run(lab, checkout, "train", *words, tracking="on")
     (arm,) = (checkout / ".lab" / "arms").glob("llava-*")
     metrics = json.loads(next(arm.glob("metrics/instruct/*.json")).read_text())
     assert metrics["data/photos/rows"] == 72
@@ -74,6 +76,9 @@ def test_photographs_are_inspected_imported_trained_on_and_evaluated(checkout: P
     shown = [float(one) for one in re.findall(r"instruct\S* .* photos (\d+\.\d+)", said)]
     assert shown[-1] < shown[0]
     assert metrics["validation/loss_photos"] > 0
+    with closing(sqlite3.connect(checkout / "mlflow.db")) as records:
+        recorded = dict(records.execute("SELECT name, digest FROM datasets WHERE name = 'photos'"))
+    assert recorded == {"photos": tracked["outs"][0]["md5"]}
 
     said = run(lab, checkout, "eval", arm.name, "--data", "photos", "--split", "train", "--samples", "0")
     (figure,) = re.findall(r"photos/exact/exact\s+(\d\.\d+) \[", said)
