@@ -1015,15 +1015,15 @@ def test_the_docs_declare_what_can_be_read(declare: Declare, tmp_path: Path) -> 
     text = (ROOT / "docs" / "ablations.md").read_text().split("## Declare", 1)[1].split("\n## ", 1)[0]
     whole, *parts = [block.split("```", 1)[0] for block in text.split("```yaml\n")[1:]]
     assert len(read_ablation(declare(whole)).arms) == 4
-    assert len(parts) == 4
+    assert len(parts) == 5
     mixes = (
         "factors:\n  connector: [linear, q_former]\n  mix: {reads: understanding, even: {vqa: 1, edit: 1}}\n"
     )
     for part in parts:
-        read_ablation(declare(f"base: params.yaml\n{mixes}{part}"))
+        read_ablation(declare(f"base: params.yaml\n{'' if 'factors:' in part else mixes}{part}"))
     rows = [row.split("|")[1].strip(" `") for row in text.splitlines() if row.startswith("| `")]
     factors = [row for row in rows if row.partition(": ")[2].startswith(("[", "{"))]
-    assert len(factors) == 8
+    assert len(factors) == 9
     drawn = "set: {stages.align.trainable: [connector]}\n"
     for factor in factors:
         with_word = "" if factor.startswith("connector:") else "  connector: [linear, q_former]\n"

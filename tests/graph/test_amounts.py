@@ -12,7 +12,7 @@ import yaml
 from lab.errors import LabError
 from lab.graph.ablation import Ablation, read_ablation
 from lab.graph.compile import compile_graph
-from lab.samples.mixture import schedule
+from lab.samples.plan import Even
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "experiments" / "ablations" / "smoke" / "params.yaml"
@@ -55,7 +55,7 @@ def test_mix_and_steps_follow_from_samples(read: Read) -> None:
     assert mix == {"caption": 48.0, "vqa": 144.0, "text_to_image": 64.0}
     assert params.stages.instruct is not None
     assert params.stages.instruct.steps == 16
-    cycle = schedule(mix, ("caption", "vqa", "text_to_image"))
+    cycle = Even(mix).pattern
     assert [cycle.count(task) for task in mix] == [48, 144, 64]  # 256 samples: to the sample
     (mix,) = arms["read0-drawn64"].mixes.values()
     assert mix == {"text_to_image": 64.0}
