@@ -170,7 +170,7 @@ class Context:
         folder = self.parts.get("image_decoder")
         return None if folder is None else load_component(folder)
 
-    def fit(self, module: Any, dataset: Any, collate: Any, settings: FitParams) -> dict[str, float]:
+    def fit(self, module: Any, dataset: Any, collate: Any, settings: FitParams) -> dict[str, Any]:
         """Trains; returns what that cost, as metrics. Of several processes only that of rank 0 returns."""
         from lab.training.fit import FitSettings, fit
         from lab.training.processes import is_rank_zero

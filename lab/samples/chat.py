@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -137,18 +138,19 @@ class TemplateChat:
 
     Args:
         tokenizer: a fast one, with a chat template.
+        busy: held while the tokenizer works.
 
     Raises:
         LabError: the tokenizer has no fast form; the template fails, or does not end an answer with a special
             token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, busy: AbstractContextManager[Any]) -> None:
         if not tokenizer.is_fast:
             raise LabError(
                 "chat template: its tokenizer has no fast form, whose places in the text are needed"
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self._busy = tokenizer, busy
         special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._special = sorted(special - {""}, key=len, reverse=True)
         self._encode: Callable[[str], Any] = lru_cache(maxsize=65536)(self._encoded)
@@ -271,7 +273,8 @@ class TemplateChat:
 
     def _encoded(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Ids, and where in the text each of them is."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        with self._busy:
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"]))
 
     def _harmless(self, text: str) -> str:

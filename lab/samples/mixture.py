@@ -99,6 +99,10 @@ class Mixture(Dataset[Sample]):
         source, number = self.plan.place(position)
         return self._sample(source, number)
 
+    def source_of(self, position: int) -> str:
+        """The source of a sample."""
+        return self.plan.place(position)[0]
+
     def shares(self) -> dict[str, float]:
         """Source -> share of samples over the whole stage, as the plan has it."""
         count = self.length if self.mix.planned else len(self.plan.pattern)  # type: ignore[attr-defined]

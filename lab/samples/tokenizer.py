@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,19 +26,21 @@ class Tokenizer:
 
     Attributes:
         chat: lays conversations out.
+        busy: held while the tokenizer works: its backend allows one thread at a time.
     """
 
     chat: Chat
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self.busy = threading.Lock()
         self.encode = lru_cache(maxsize=65536)(self._encode)
         if tokenizer.chat_template in (None, OWN_TEMPLATE):
             self._add(SPECIAL_TOKENS)
             self.chat, names = OwnChat(self.encode), {token: token for token in SPECIAL_TOKENS}
         else:
             self._add((IMAGE_START, IMAGE_END, *(() if tokenizer.pad_token else (PAD,))))
-            self.chat = TemplateChat(tokenizer)
+            self.chat = TemplateChat(tokenizer, self.busy)
             names = {PAD: tokenizer.pad_token or PAD, EOS: self.chat.end, BOS: tokenizer.bos_token or PAD}
             names |= {mark: mark for mark in (IMAGE_START, IMAGE_END)}
         ids = tokenizer.convert_tokens_to_ids(list(names.values()))
@@ -55,7 +58,8 @@ class Tokenizer:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
-            return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            with self.busy:
+                return tuple(self.tokenizer.encode(text, add_special_tokens=False))
         except Exception as error:  # the one kind that its backend raises; it does not name the word
             known = self.tokenizer.get_vocab()
             unknown = [word for word in self._words(text) if word not in known]

@@ -13,6 +13,7 @@ import torch
 
 from lab.errors import LabError
 from lab.training.collective import collected, mean_over_processes, rank
+from lab.training.consumption import Consumption
 from lab.training.ledger import Ledger
 from lab.training.randomness import random_states, seed_apart, set_random_states
 
@@ -59,13 +60,16 @@ class LossWatch(pl.Callback):
         every: steps between log points.
         checkpoint: named in the message when the run stops.
         ledger: says what has been spent.
+        consumed: says of which sources, and how long steps waited for data.
     """
 
     EXPLODED = 1e4  # times the first loss
 
-    def __init__(self, run: Any, label: str, every: int, checkpoint: Path, ledger: Ledger) -> None:
+    def __init__(
+        self, run: Any, label: str, every: int, checkpoint: Path, ledger: Ledger, consumed: Consumption
+    ) -> None:
         self.run, self.label, self.every, self.checkpoint = run, label, every, checkpoint
-        self.ledger = ledger
+        self.ledger, self.consumed = ledger, consumed
         self._first: float | None = None
         self._unseen: list[
             tuple[int, tuple[str, ...], torch.Tensor]
@@ -87,6 +91,7 @@ class LossWatch(pl.Callback):
             return
         self.check()
         values = module.take_logs()
+        self.consumed.meet()
         if rank():
             return
         now = time.perf_counter()
@@ -98,6 +103,7 @@ class LossWatch(pl.Callback):
             shown |= {"train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
             shown |= {"perf/samples_per_second": samples, "budget/spent_share": self.ledger.share}
             shown |= {"budget/samples": self.ledger.samples, "budget/tokens": self.ledger.tokens}
+            shown |= self.consumed.shares() | self.consumed.costs(self.ledger.seconds)
             self.run.metrics(shown, step=step)
         self._show(values, step, rate, samples)
 

@@ -22,6 +22,8 @@ from lab.samples.step import StepCollate
 from lab.training.callbacks import ExactResume, LossWatch
 from lab.training.checkpoints import NAME, LastCheckpoint, find, joined, tidy
 from lab.training.collective import disconnect
+from lab.training.consumption import Consumption, Numbered, Tallied, Tallies
+from lab.training.feed import Feed
 from lab.training.ledger import Ledger
 from lab.training.modules import StageModule
 from lab.training.preemption import Paused, Preempted, deferred
@@ -66,7 +68,7 @@ def fit(
     run: Any = None,
     callbacks: Sequence[pl.Callback] = (),
     trainer: TrainerParams | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Trains `module`, resuming from `work/last.ckpt` where an interrupted run left one.
 
     Where several processes train, all of them have to call this; afterwards the model of rank 0 is trained,
@@ -85,7 +87,8 @@ def fit(
 
     Returns:
         What the stage has cost, over all resumes: `cost/steps`, `cost/samples`, `cost/tokens`, `cost/flops`,
-        `cost/train_seconds`, `cost/peak_memory_mb`.
+        `cost/train_seconds`, `cost/peak_memory_mb`, `cost/data_wait_share`; and what it has consumed
+        (`Consumption.totals`).
 
     Raises:
         Preempted: a signal asked to leave; the state is saved.
@@ -99,14 +102,14 @@ def fit(
         tidy(work)
     with deferred() as arrived:
         ledger = Ledger(settings.steps, settings.batch_size, settings.budget, arrived)
-        _train(module, dataset, collate, settings, work, label, run, callbacks, where, ledger)
+        consumed = _train(module, dataset, collate, settings, work, label, run, callbacks, where, ledger)
     if number := ledger.signal or arrived():
         if processes().starter == "lightning" and not is_rank_zero():
             raise SystemExit(0)  # Lightning, which started this process, takes other codes for a crash
         raise Preempted(number)
     if ledger.paused:
         raise Paused(ledger.done)
-    return ledger.costs()
+    return ledger.costs() | consumed.costs(ledger.seconds) | consumed.totals()
 
 
 def _train(
@@ -120,9 +123,8 @@ def _train(
     callbacks: Sequence[pl.Callback],
     where: TrainerParams,
     ledger: Ledger,
-) -> None:
-    checkpoint = work / NAME
-    resume, watch = ExactResume(), LossWatch(run, label, settings.log_every, checkpoint, ledger)
+) -> Consumption:
+    checkpoint, resume = work / NAME, ExactResume()
     steps = settings.steps
     if settings.budget:
         steps = _ENDLESS
@@ -135,6 +137,8 @@ def _train(
         0 if alone else processes().rank,
         1 if alone else planned(where),
     )
+    consumed = Consumption(getattr(dataset, "rows", {}))
+    watch = LossWatch(run, label, settings.log_every, checkpoint, ledger, consumed)
     _quiet_lightning()
     trainer = pl.Trainer(
         **placement(where, module.branches),
@@ -151,6 +155,7 @@ def _train(
         callbacks=[
             resume,
             ledger,
+            consumed,
             watch,
             *callbacks,
             LastCheckpoint(checkpoint, settings.checkpoint_every, watch, ledger, sharded(where)),
@@ -164,7 +169,14 @@ def _train(
     collate_step = StepCollate(
         collate, settings.accumulate, plan_of(where, module, device, sharded(where)), by_sample
     )
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate_step, pin_memory=device == "cuda")
+    own = slice(processes().rank, None, planned(where)) if alone else slice(None)
+    tallied = Tallied(collate_step, settings.batch_size, own)
+    loader = DataLoader(
+        Numbered(dataset), batch_sampler=batches, collate_fn=tallied, pin_memory=device == "cuda"
+    )
+    tallies = Tallies(loader)
+    feed = Feed(tallies, collate_step)
+    consumed.follow(tallies, feed)
     module.fused = switched_on(where.fused, device)
     scratch: Path | None = None
     environment = dict(os.environ)
@@ -178,7 +190,7 @@ def _train(
                 "now; go on with strategy ddp, or remove it"
             )
         with accelerated(module, where, device, sharded(where)):
-            trainer.fit(module, loader, ckpt_path=state, weights_only=True)
+            trainer.fit(module, feed, ckpt_path=state, weights_only=True)
             module.join()
     except SystemExit as stop:  # what Lightning makes of a second Ctrl-C
         raise KeyboardInterrupt from stop
@@ -190,12 +202,14 @@ def _train(
             "free some space and run the same command again"
         ) from error
     finally:
+        feed.close()
         if scratch is not None:
             scratch.unlink(missing_ok=True)
         for name in _LIGHTNINGS:  # or the next stage would take itself for one of Lightning's processes
             os.environ.pop(name, None)
             os.environ |= {name: environment[name]} if name in environment else {}
     disconnect()
+    return consumed
 
 
 _ENDLESS = 2**31  # steps, where something else ends a stage
