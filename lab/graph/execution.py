@@ -468,8 +468,8 @@ def _record_data(context: Context, run: Run) -> None:
     if "data" not in context.inputs or not run.recorded:
         return
     use = "evaluation" if context.stage == "evaluate" else "training"
-    for place, digest in hashes_of(context.data_sets, context.folder).items():
-        name = place.rpartition("/")[2]
+    for path, digest in hashes_of(context.data_sets, context.folder).items():
+        name = path.rpartition("/")[2]
         entry = context.data_sets[name]
         run.dataset(name, digest, use, {"format": entry.format, "policy": entry.policy})
     place = context.inputs["data"]

@@ -155,11 +155,10 @@ def test_batches_come_in_order_and_only_so_many_ahead() -> None:
 
 def test_what_breaks_breaks_where_its_batch_is_asked_for() -> None:
     made = feed(Numbers(fails=4))
-    taken = list[int]()
+    batches = iter(made)
+    assert [next(batches) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="broken image"):
-        for batch in made:
-            taken.append(batch)
-    assert taken == [0, 1, 2, 3]
+        next(batches)
     made.close()
 
 
