@@ -19,6 +19,7 @@ from lab.reports.mix.plots import draw
 from lab.reports.mix.study import Study, Wish, study_mixes
 from lab.reports.mix.trials import Trial, amounts_of, levelled, varies
 from lab.reports.mix.write import publish
+from lab.samples.mix import MixTree, parse
 from lab.tracking.source import git_tags
 
 
@@ -90,13 +91,26 @@ def trials_of_sweep(records: Sequence[Record], folder: Path) -> list[Trial]:
         stage = params.stages.instruct
         if stage is None:
             continue
-        mix = next(iter(params.mixes.values()))
-        shares = {task: weight / sum(mix.values()) for task, weight in mix.items()}
-        amounts = amounts_of(shares, stage.steps * stage.batch_size)
+        amounts = amounts_of(_shares(next(iter(params.mixes.values()))), stage.steps * stage.batch_size)
         seconds = math.nan if record.seconds is None else record.seconds
         setting = " ".join(str(record.settings.get(role)) for role in words)
         trials.append(Trial(f"trial {record.number}", setting, params.seed, amounts, record.metrics, seconds))
     return levelled(trials)
+
+
+def _shares(tree: MixTree) -> dict[str, float]:
+    """Task -> share of the samples.
+
+    Raises:
+        LabError: The mix's shares depend on more than its weights.
+    """
+    mix = parse(tree)
+    if mix.planned or mix.count != "samples" or mix.temperature is not None:
+        raise LabError(
+            "a sweep's report needs mixes of plain weights: here more than these decides what trials drew"
+        )
+    weights = mix.weights(0.0, {})
+    return {task: weight / sum(weights.values()) for task, weight in weights.items()}
 
 
 def _written(value: Any) -> str:

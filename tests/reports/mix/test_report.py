@@ -144,7 +144,7 @@ def test_one_mix_alone_is_reported_without_mixes(mixes: Make) -> None:
 
 
 def test_the_page_needs_nothing_but_itself(mixes: Make) -> None:
-    folder = mixes()
+    folder = mixes(connectors=("linear",))
     report_ablation(folder, Wish())
     text = page(folder)
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
@@ -168,7 +168,7 @@ def test_numbers_of_the_page_are_those_of_the_files(mixes: Make) -> None:
 
 
 def test_tables_are_latex(mixes: Make, tmp_path: Path) -> None:
-    folder = mixes()
+    folder = mixes(connectors=("linear",))
     report_ablation(folder, Wish())
     text = (folder / "output" / "report" / "report.tex").read_text()
     assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3

@@ -89,6 +89,12 @@ def test_a_sweep_of_one_mix_is_no_report(folder: Path) -> None:
         report_sweep("mine", records()[:1], folder, Wish())
 
 
+def test_a_mix_that_is_more_than_weights_is_refused(folder: Path) -> None:
+    moving = {"mixes.swept": {"vqa": {"0%": 1, "50%": 2}, "text_to_image": 1}, "mix": "swept"}
+    with pytest.raises(LabError, match="needs mixes of plain weights"):
+        trials_of_sweep([Record(0, moving, {"understanding/vqa": 0.5})], folder)
+
+
 def test_a_study_of_optuna_is_reported_by_its_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
