@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lab.errors import LabError
 from lab.samples.mix import parse, stated
@@ -113,3 +115,12 @@ def test_a_mix_stays_as_it_was_written() -> None:
     assert found == tree
     assert type(found["of"]["a"]) is float
     assert type(found["of"]["b"]["rows"]) is int
+
+
+def test_what_the_docs_show_is_well_formed() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "mixes.md").read_text()
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["mixes"]
+    found = {name: parse(tree) for name, tree in shown.items()}
+    assert found["rich"].planned
+    assert found["rich"].count == "tokens"
+    assert not found["photographs"].planned
