@@ -12,14 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError
 from lab.graph.claim import Claim, ClaimedError
 from lab.search.declaration import Declaration
-from lab.search.fidelity import Rungs
+from lab.search.fidelity import Rungs, reached
 from lab.search.methods import DESIGNS, pruner_of, sampler_of
 from lab.search.space import grid, low_discrepancy
 from lab.tracking.store import root, store_lock
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 REASON = "reason"  # why a trial failed
 INFEASIBLE = "infeasible"  # which constraints it passes; it has cost nothing, and another takes its place
 PAUSED = "paused"  # at which step it waits, 0 where it does not
+CALLED = "called"  # the last rung beyond which it may go
 WITHDRAWN = "withdrawn"  # nobody wants it any more: fewer trials were asked for
 _BEGUN = "begun"  # how often a worker has begun it without coming to an end, in this run of the command
 _ENOUGH = 4  # times; then the trial itself is what its workers die of
@@ -179,20 +180,21 @@ class Trials:
                     return None
             except UpdateFinishedTrialError:
                 return None
-        study, times = self.study(seen.number), now.user_attrs.get(_BEGUN, 0)
-        mine = Taken(study, Trial(study, key), claim)
+        study = self.study(seen.number)
         if now.user_attrs.get(PAUSED):
             if not self.rungs.goes_on(now, self.all()):
                 study.tell(seen.number, state=TrialState.PRUNED)
-                return replace(mine, over=True)
+                return Taken(study, Trial(study, key), claim, over=True)
+            self.storage.set_trial_user_attr(key, CALLED, reached(now))
             self.storage.set_trial_user_attr(key, PAUSED, 0)
+        times = 0 if now.user_attrs.get(PAUSED) else now.user_attrs.get(_BEGUN, 0)
         if times >= _ENOUGH:
             reason = f"{times} workers died at it; does it need more memory than there is?"
             self.storage.set_trial_user_attr(key, REASON, reason)
             study.tell(seen.number, state=TrialState.FAIL)
             return None
         self.storage.set_trial_user_attr(key, _BEGUN, times + 1)
-        return mine
+        return Taken(study, Trial(study, key), claim)
 
     def _to_do(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials that may need a worker, the most urgent first: begun ones, promoted ones, waiting ones.
@@ -210,7 +212,8 @@ class Trials:
         return [*running, *promoted, *waiting, *(paused if last and not promoted else [])]
 
     def _redrawn(self, trial: FrozenTrial) -> bool:
-        return INFEASIBLE in trial.user_attrs and self.sweep.sampler not in DESIGNS
+        known = INFEASIBLE in trial.user_attrs and trial.state.is_finished()
+        return known and self.sweep.sampler not in DESIGNS
 
     def _refuse_endless_draws(self) -> None:
         latest = self.storage.get_all_trials(self._study, deepcopy=False)[-_DRAWS:]

@@ -13,7 +13,7 @@ from lab.errors import LabError, nearest
 from lab.graph.claim import ClaimedError
 from lab.search.declaration import Declaration, overrides
 from lab.search.limits import excesses, said
-from lab.search.trials import INFEASIBLE, PAUSED, REASON, Taken, Trials
+from lab.search.trials import CALLED, INFEASIBLE, PAUSED, REASON, Taken, Trials
 from lab.tracking import Run, start_run
 from lab.training.preemption import Paused
 
@@ -189,9 +189,7 @@ class Worker:
             if step not in self.trials.now(trial.number).intermediate_values:
                 trial.report(better * score, step)
             if step in rungs:
-                reached = trial.user_attrs.get("rungs", {})
-                trial.set_user_attr("rungs", {**reached, str(rungs[step]): score})
-                return not self.trials.rungs.goes_on(self.trials.now(trial.number), self.trials.all())
+                return self._waits(taken, rungs[step], score)
             if trial.should_prune():
                 raise optuna.TrialPruned(f"at step {step}")
             return False
@@ -218,6 +216,17 @@ class Worker:
         trial.set_user_attr("metrics", metrics)
         tracked.tags({"state": "complete"})
         return values
+
+    def _waits(self, taken: Taken, rung: int, score: float) -> bool:
+        """Notes a trial's score at a rung, and says whether it stops there for now."""
+        trial = taken.trial
+        if rung <= trial.user_attrs.get(CALLED, -1):  # its state was lost, and it comes by once more
+            return False
+        trial.set_user_attr("rungs", {**trial.user_attrs.get("rungs", {}), str(rung): score})
+        if not self.trials.rungs.goes_on(self.trials.now(trial.number), self.trials.all()):
+            return True
+        trial.set_user_attr(CALLED, rung)
+        return False
 
     def _rungs(self, taken: Taken, settings: Mapping[str, Any]) -> dict[int, int]:
         """Step -> rung of a trial; nothing where there are none."""

@@ -55,6 +55,15 @@ def test_brackets_of_hyperband_skip_rungs() -> None:
     assert Rungs((160, 320), samples=True).steps(0, 16) == {10: 0, 20: 1}
 
 
+def test_a_trial_may_wait_at_many_rungs(sweep: Path, no_plots: None) -> None:
+    """To be called again is no death of a worker, of which a trial may have few."""
+    sweep.write_text(f"{sweep.read_text()}fidelity: {{steps: [10, 20, 30, 40, 50, 60]}}\npruner: asha\n")
+    run(str(sweep), 1, objective=RATED)
+    (record,) = load(sweep).records
+    assert record.state == "complete"
+    assert list(record.curve) == [10, 20, 30, 40, 50, 60]
+
+
 @pytest.mark.parametrize(("pruner", "workers"), [("asha", 3), ("hyperband", 1)])
 def test_few_trials_train_to_the_end(sweep: Path, no_plots: None, pruner: str, workers: int) -> None:
     text = sweep.read_text()
