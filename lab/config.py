@@ -43,6 +43,7 @@ FITS = ("pad", "crop", "stretch", "anyres")
 SPLITS = ("train", "validation", "test")
 LAYOUTS = ("auto", "padded", "buckets", "packed")
 SWITCH = ("auto", "on", "off")
+PREFLIGHT = ("error", "warn", "off")  # what faults in samples lead to
 WEIGHTINGS = ("token", "sample")
 
 
@@ -230,6 +231,8 @@ class TrainerParams:
     `layout`: how samples of different length share a step, one of LAYOUTS. `checkpointing`: activations of
     the language model's blocks are computed again for the backward pass instead of kept. `compile`: these
     blocks by torch.compile; `fused`: one kernel for the optimizer's update; both on, off, or auto.
+    `preflight`: what faults in a stage's samples lead to before its first step, one of PREFLIGHT;
+    `preflight_samples`: how many are looked at, 0 for all.
     """
 
     accelerator: str = "auto"
@@ -240,6 +243,8 @@ class TrainerParams:
     checkpointing: bool = False
     compile: str = "auto"
     fused: str = "auto"
+    preflight: str = "error"
+    preflight_samples: int = 256
 
 
 @dataclass(frozen=True)
@@ -466,14 +471,20 @@ def _recipes(params: Params) -> list[str]:
         f"recipe: no stage '{name}'{nearest(name, stages)}" for name in params.recipe if name not in stages
     ]
     trainer = params.trainer
-    words_of_trainer = {"strategy": STRATEGIES, "layout": LAYOUTS, "compile": SWITCH, "fused": SWITCH}
+    words_of_trainer = {
+        "strategy": STRATEGIES,
+        "layout": LAYOUTS,
+        "compile": SWITCH,
+        "fused": SWITCH,
+        "preflight": PREFLIGHT,
+    }
     for name, known in words_of_trainer.items():
         if (word := getattr(trainer, name)) not in known:
             mistakes.append(f"trainer.{name}: no {name} '{word}'{nearest(word, known)}")
     mistakes += [
-        f"'trainer.{name}' must be at least 1, not {getattr(trainer, name)}"
-        for name in ("devices", "num_nodes")
-        if getattr(trainer, name) < 1
+        f"'trainer.{name}' must be at least {least}, not {getattr(trainer, name)}"
+        for name, least in (("devices", 1), ("num_nodes", 1), ("preflight_samples", 0))
+        if getattr(trainer, name) < least
     ]
     if params.targets not in ("encoder", "connector"):
         mistakes.append(f"targets: expected encoder or connector, not {params.targets!r}")

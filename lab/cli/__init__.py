@@ -31,6 +31,7 @@ VERBS = {
     "draw": "let a trained arm draw a prompt",
     "eval": "evaluate a trained arm by protocol: VQA, POPE, captions, few-shot, drawings: lab eval RUN",
     "data": "bring your own data: look at it, register it, check it against leakage: lab data inspect FOLDER",
+    "preflight": "look at what a stage would train on: faults, and samples by what is learned of them",
     "sweep": "search learning rates, connectors and mixes with Optuna",
     "export": "write a trained arm as a LLaVA of transformers, or its image decoder for diffusers",
     "import": "make an arm of a LLaVA or BLIP-2 of transformers: lab import FOLDER --as NAME",

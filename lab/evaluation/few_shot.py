@@ -69,8 +69,7 @@ def with_shots(query: Sample, support: SceneTasks, shots: int, choice: Choice, s
 
 def check_length(arm: Arm, samples: Sequence[Sample], shots: int) -> None:
     """Raises LabError where a prompt and its answer do not fit the language model's positions."""
-    config = getattr(getattr(arm.model.text_decoder, "model", None), "config", None)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    limit = arm.longest
     if limit is None or not samples:
         return
     collate = arm.collate(tuple({sample.task for sample in samples}))

@@ -221,13 +221,21 @@ def run_stage(name: str, *instance: str) -> dict[str, Any]:
     Raises:
         LabError: whatever the person can mend.
     """
-    folder = Path.cwd()
+    return execute(prepare_stage(Path.cwd(), name, *instance))
+
+
+def prepare_stage(folder: Path, name: str, *instance: str) -> Context:
+    """Finds what a stage reads, of the pipeline or the ablation of a folder.
+
+    Raises:
+        LabError: there is no such stage, or `dvc.yaml` does not say what it depends on.
+    """
     if (folder / "ablation.yaml").exists():
-        return execute(prepare_node(folder, name))
+        return prepare_node(folder, name)
     params = load_params(folder / "params.yaml")
     context = prepare(folder, params, name, *instance)
     check_declared(folder, params, name, {"connector": context.connector, "mix": context.mix})
-    return execute(context)
+    return context
 
 
 def prepare(folder: Path, params: Params, name: str, *instance: str, home: Path | None = None) -> Context:
@@ -698,35 +706,46 @@ def _unified(context: Context) -> dict[str, Any]:
 
     from lab.graph.features.images import SHOWN
     from lab.graph.features.stage import features_of
-    from lab.models.arm import load_arm, new_arm
     from lab.samples.batch import images_of
 
-    params, trained = context.params, context.parts
+    params, features = context.params, features_of(context)
     train = context.tasks("train")
-    decoder = context.image_decoder()
-    features = features_of(context)
-    if any(stage in context.inputs for stage in UNIFIED):
-        arm = load_arm(trained["encoder"].parent, decoder, features)
-    else:
-        arm = new_arm(params, context.connector, trained, context.new_tokenizer(), decoder, features)
-        head = arm.model.visual_head
-        if head is not None:
-            with torch.no_grad():  # what the tokens look like that the visual head is to produce
-                arm.model.eval()
-                shown = [train.picture(row) for row in range(min(SHOWN, len(train)))]
-                tokens = arm.model.image_tokens(images_of(shown, features))
-                source = arm.model.encoder if params.targets == "encoder" else arm.model.connector
-                try:
-                    head.prepare(tokens, getattr(source, "codebook", None))
-                except ValueError as error:
-                    raise LabError(f"visual_head {params.visual_head}: {error}") from error
+    arm = arm_of(context, features)
+    head = arm.model.visual_head
+    if head is not None and not continues(context):
+        with torch.no_grad():  # what the tokens look like that the visual head is to produce
+            arm.model.eval()
+            shown = [train.picture(row) for row in range(min(SHOWN, len(train)))]
+            tokens = arm.model.image_tokens(images_of(shown, features))
+            source = arm.model.encoder if params.targets == "encoder" else arm.model.connector
+            try:
+                head.prepare(tokens, getattr(source, "codebook", None))
+            except ValueError as error:
+                raise LabError(f"visual_head {params.visual_head}: {error}") from error
     if f"{context.stage}_features" in context.inputs:
         torch.manual_seed(params.seed)  # whether or not an encoder was built, which draws random numbers
     return _train_arm(context, arm, features)
 
 
+def continues(context: Context) -> bool:
+    """Whether the stage goes on with an arm that an earlier stage trained."""
+    return any(stage in context.inputs for stage in UNIFIED)
+
+
+def arm_of(context: Context, features: Features | None) -> Arm:
+    """The arm that a stage of the unified model starts with."""
+    from lab.models.arm import load_arm, new_arm
+
+    decoder = context.image_decoder()
+    if continues(context):
+        return load_arm(context.parts["encoder"].parent, decoder, features)
+    tokenizer = context.new_tokenizer()
+    return new_arm(context.params, context.connector, context.parts, tokenizer, decoder, features)
+
+
 def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[str, Any]:
     from lab.evaluation.losses import validation_losses
+    from lab.graph.preflight import preflight
     from lab.training.modules import UnifiedTraining
 
     drawn = [name for name, data in context.opened.items() if data.draws]
@@ -745,6 +764,7 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     )
     collate = arm.collate(tuple(sources), features=features)
     dataset = context.mixture(context.stage, collate.length)
+    faults = preflight(context, arm, dataset, collate)
     if context.stage == "instruct":
         from lab.graph.watching import looks
 
@@ -757,7 +777,7 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     consumed = {f"mix/{task}": share for task, share in shares.items()}
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     counted = {name: number for data in context.opened.values() for name, number in data.metrics().items()}
-    return losses | consumed | counted | costs | {"cost/trained_parameters": trained}
+    return losses | consumed | counted | faults | costs | {"cost/trained_parameters": trained}
 
 
 def _evaluate(context: Context) -> dict[str, Any]:

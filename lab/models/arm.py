@@ -45,6 +45,12 @@ class Arm:
         """Ids of `<image_start>` and `<image_end>`."""
         return self.tokenizer[IMAGE_START], self.tokenizer[IMAGE_END]
 
+    @property
+    def longest(self) -> int | None:
+        """Positions that the language model has, None where it has no such limit."""
+        config = getattr(getattr(self.model.text_decoder, "model", None), "config", None)
+        return getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+
     def collate(
         self, tasks: tuple[str, ...], left: bool = False, features: Features | None = None
     ) -> Collate:

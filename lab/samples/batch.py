@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,31 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+class Stand(IntEnum):
+    """What stands at a position of a sample."""
+
+    TEXT = 0
+    READ = 1
+    DRAWN = 2
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A sample as a row.
+
+    Attributes:
+        ids: the pad id where a visual token stands.
+        supervised: whether the model has to produce the element.
+        stands: what each position holds.
+        image: which of its images read is the last at or before a position, -1 for none.
+    """
+
+    ids: Sequence[int]
+    supervised: Sequence[bool]
+    stands: Sequence[Stand]
+    image: Sequence[int]
+
+
 class Collate:
     """Lays samples out as a `Batch`.
 
@@ -157,24 +183,24 @@ class Collate:
         self._pad, self._start, self._end = (tokenizer[token] for token in (PAD, IMAGE_START, IMAGE_END))
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        rows = [self._row(sample) for sample in samples]
-        length = max(len(ids) for ids, *_ in rows)
+        rows = [self.lay(sample) for sample in samples]
+        length = max(len(row.ids) for row in rows)
         shape = (len(rows), length)
         ids = np.full(shape, self._pad, np.int64)
-        mask, supervised, kind = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int8)
+        mask, supervised, stands = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int8)
         image = np.full(shape, -1, np.int64)
-        for index, (row_ids, row_supervised, row_kind, row_image) in enumerate(rows):
-            place = slice(length - len(row_ids), None) if self.left else slice(0, len(row_ids))
-            ids[index, place], mask[index, place] = row_ids, True
-            supervised[index, place], kind[index, place] = row_supervised, row_kind
-            image[index, place] = row_image
+        for index, row in enumerate(rows):
+            place = slice(length - len(row.ids), None) if self.left else slice(0, len(row.ids))
+            ids[index, place], mask[index, place] = row.ids, True
+            supervised[index, place], stands[index, place] = row.supervised, row.stands
+            image[index, place] = row.image
         images = [
             (segment.picture, segment.supervised)
             for sample in samples
             for segment in sample.segments
             if segment.picture is not None
         ]
-        read, drawn = kind == _READ, kind == _DRAWN
+        read, drawn = stands == Stand.READ, stands == Stand.DRAWN
         return Batch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
@@ -194,7 +220,7 @@ class Collate:
 
     def length(self, sample: Sample) -> int:
         """Positions that a sample takes, its visual tokens included; no image is read for it."""
-        return len(self._row(sample)[0])
+        return len(self.lay(sample).ids)
 
     def _prompts(self, samples: Sequence[Sample]) -> Tensor:
         """(I, L) ids of what the user says, a row for every image that is read."""
@@ -207,30 +233,33 @@ class Collate:
             table[index, : len(row)] = row
         return torch.from_numpy(table)
 
-    def _row(self, sample: Sample) -> tuple[list[int], list[bool], list[int], list[int]]:
+    def lay(self, sample: Sample) -> Laid:
+        """A sample as a row without padding; no image is read for it.
+
+        Raises:
+            LabError: it starts with what it has to produce.
+        """
         image = -1
         images: list[int] = []
         ids: list[int] = []
         supervised: list[bool] = []
-        kind: list[int] = []
+        stands: list[Stand] = []
         for piece in self.tokenizer.chat.lay_out(sample.segments):
             if isinstance(piece, Run):
                 ids += piece.ids
                 supervised += piece.supervised
-                kind += [_TEXT] * len(piece.ids)
+                stands += [Stand.TEXT] * len(piece.ids)
             else:
                 count = self.tokens_drawn if piece.supervised else self.tokens_read
                 image += not piece.supervised
                 ids += [self._start, *([self._pad] * count), self._end]
                 supervised += [piece.supervised, *([False] * count), piece.supervised]
-                kind += [_TEXT, *([_DRAWN if piece.supervised else _READ] * count), _TEXT]
+                inner = Stand.DRAWN if piece.supervised else Stand.READ
+                stands += [Stand.TEXT, *([inner] * count), Stand.TEXT]
             images += [image] * (len(ids) - len(images))
         if supervised[:1] == [True]:
             raise LabError(f"sample {sample.id}: nothing stands before its first element to predict it from")
-        return ids, supervised, kind, images
-
-
-_TEXT, _READ, _DRAWN = 0, 1, 2
+        return Laid(ids, supervised, stands, images)
 
 
 def images_of(pictures: Sequence[Picture], features: Features | None = None) -> Tensor:
