@@ -4,7 +4,9 @@
 
 An arm with random weights is exported as a `LlavaForConditionalGeneration`, so both train the same model:
 a frozen tower, a two-layer projector, a Llama. Theirs gets ids that were made beforehand, ours tokenises as
-it goes. Losses are compared first.
+it goes. With cached features the tower is run once before, over all images. Losses are compared first. The
+tower is smaller than the language model, then three times as large, then seven times with the projector
+training alone, as in LLaVA's first stage.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,15 +38,9 @@ MARKS = ("<!-- llava: begin -->", "<!-- llava: end -->")
 WARMUP = 2  # steps of a turn that are not counted
 BATCH, RATE, CLIP = 16, 5e-4, 1.0
 WORDS = [f"w{number}" for number in range(2000)]
-TOWER = {
-    "model_type": "clip_vision_model",
-    "image_size": 112,
-    "patch_size": 16,
-    "hidden_size": 192,
-    "intermediate_size": 768,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-}
+SIDE = 112  # px of an image, of 49 tokens
+BOTH, PROJECTOR = ("connector", "text_decoder"), ("connector",)
+CASES = ((192, 4, BOTH), (384, 8, BOTH), (512, 10, PROJECTOR))  # width and layers of the tower, what trains
 DECODER = {"name": "llama", "dim": 256, "depth": 4, "num_heads": 4, "tie_embeddings": False}
 
 
@@ -53,7 +50,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=8, help="of a turn (%(default)s)")
     parser.add_argument("--repeats", type=int, default=4, help="turns of each (%(default)s)")
-    parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="the tables into docs/benchmarks.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -61,21 +58,41 @@ def main() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder:
-        text = compare(args.steps, args.repeats, Path(folder))
-    print(text)
+    texts = [page.machine()]
+    for width, layers, trained in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            both = Both(args.steps, Path(folder), tower(width, layers), trained)
+            texts.append(compare(both, args.repeats))
+        print(texts[-1], flush=True)
     if args.write:
-        page.write_between(page.ROOT / "docs" / "benchmarks.md", MARKS, text)
+        page.write_between(page.ROOT / "docs" / "benchmarks.md", MARKS, "\n\n".join(texts))
 
 
-def compare(steps: int, repeats: int, folder: Path) -> str:
-    both = Both(steps, folder)
-    said = assert_equal("the lab and the Trainer", both.theirs()[0], both.ours("auto")[0], 1e-4)
+def tower(width: int, layers: int) -> dict[str, Any]:
+    """Configuration of a vision tower."""
+    return {
+        "model_type": "clip_vision_model",
+        "image_size": SIDE,
+        "patch_size": 16,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+    }
+
+
+def compare(both: Both, repeats: int) -> str:
+    steps = both.steps
+    theirs = both.theirs()[0]
+    said = assert_equal("the lab and the Trainer", theirs, both.ours("auto")[0], 1e-4)
+    assert_equal("cached features and the Trainer", theirs, both.ours("auto", cached=True)[0], 1e-4)
     times = take_turns(
         {
             "transformers, Trainer": lambda: both.theirs()[1],
             "the lab, padded": partial(both.seconds, "padded"),
+            "the lab, padded, cached features": partial(both.seconds, "padded", cached=True),
             "the lab": partial(both.seconds, "auto"),
+            "the lab, cached features": partial(both.seconds, "auto", cached=True),
         },
         repeats,
     )
@@ -86,20 +103,26 @@ def compare(steps: int, repeats: int, folder: Path) -> str:
         median = float(np.median(seconds))
         over = ratio(times["transformers, Trainer"], seconds) if name != "transformers, Trainer" else ""
         rows.append([name, f"{(steps - WARMUP) * BATCH / median:.1f}", f"{tokens / median:,.0f}", over])
-    size = sum(parameter.numel() for parameter in both.arm().model.parameters()) / 1e6
+    parts = both.arm().model
+    sizes = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (parts.encoder, parts.text_decoder)]
     shares = f"padded to the longest, {both.useful:.0%} of positions are useful"
-    head = f"{size:.0f}M parameters, {BATCH} samples a step; {shares}; {said}."
-    return f"{page.machine()}\n\n{head}\n\n{page.table(rows)}"
+    alone = "; the projector trains alone" if both.trained == PROJECTOR else ""
+    head = (
+        f"A tower of {sizes[0]:.1f}M parameters, a language model of {sizes[1]:.1f}M, {BATCH} samples a "
+        f"step{alone}; {shares}; {said}. Filling the cache took {both.filling:.1f} s of the processor for "
+        f"{len(both.samples)} samples, once."
+    )
+    return f"{head}\n\n{page.table(rows)}"
 
 
 class Both:
     """The same training twice, as often as it is wanted."""
 
-    def __init__(self, steps: int, folder: Path) -> None:
+    def __init__(self, steps: int, folder: Path, vision: dict[str, Any], trained: Sequence[str]) -> None:
         from lab.exchange.llava import export_llava
         from lab.samples.tokenizer import Tokenizer
 
-        self.steps, self.folder = steps, folder
+        self.steps, self.folder, self.vision, self.trained = steps, folder, vision, trained
         self.tokenizer = Tokenizer.of_words(WORDS)
         self.samples = talks(steps * BATCH, np.random.default_rng(0))
         arm = self.arm()
@@ -110,6 +133,24 @@ class Both:
         longest = self.lengths.reshape(steps, BATCH).max(axis=1)
         self.useful = float(self.lengths.sum() / (longest.sum() * BATCH))
         self.rows = [self.row(arm, batch) for batch in batches]
+        began = time.process_time()
+        self.features = self.cache(arm)
+        self.filling = time.process_time() - began
+
+    def cache(self, arm: Any) -> Any:
+        """Features of all images."""
+        from lab.graph.features.images import Images
+        from lab.models.cached import BATCH as ENCODED
+        from lab.models.cached import encode, encode_all, facts_of
+        from lab.samples.features import Features, FeatureWriter
+
+        images, encoder, place = Images(), arm.model.encoder.eval(), self.folder / "features"
+        images.add_mixture(self.samples)  # type: ignore[arg-type]
+        place.mkdir()
+        writer = FeatureWriter(place / "work", (encoder.num_tokens, encoder.dim), "fp32", ENCODED)
+        encode_all(partial(encode, encoder, None), images, writer)
+        writer.publish(place, images.keys, {"key": {}, "encoder": facts_of(encoder, place)})
+        return Features(place, {})
 
     def arm(self) -> Any:
         """Ours, always with the same weights."""
@@ -118,15 +159,15 @@ class Both:
         from lab.registry import build
 
         torch.manual_seed(0)
-        vision = {"name": "clip", "config": TOWER, "layer": -2}
-        encoder = build("encoder", vision, TOWER["image_size"])
+        vision = {"name": "clip", "config": self.vision, "layer": -2}
+        encoder = build("encoder", vision, SIDE)
         vocabulary = len(self.tokenizer) + 8  # a place for their <image>
         decoder = build("text_decoder", DECODER, vocabulary)
         sizes = (encoder.dim, decoder.dim, encoder.num_tokens)
         connector = build("connector", {"name": "mlp"}, *sizes)
         fusion = build("fusion", {"name": "sequence"}, decoder.dim, len(decoder.layers), connector.num_tokens)
         built: dict[str, Any] = {
-            "encoder": (vision, (TOWER["image_size"],)),
+            "encoder": (vision, (SIDE,)),
             "connector": ({"name": "mlp"}, sizes),
             "text_decoder": (DECODER, (vocabulary,)),
             "fusion": ({"name": "sequence"}, (decoder.dim, len(decoder.layers), connector.num_tokens)),
@@ -144,26 +185,30 @@ class Both:
             row["pixel_values"] = ((batch.pixels_read - encoder.mean) / encoder.deviation)[0]
         return row
 
-    def ours(self, layout: str) -> tuple[list[float], float]:
+    def ours(self, layout: str, cached: bool = False) -> tuple[list[float], float]:
         """Losses of the lab, and processor seconds after the first steps."""
         from lab.config import TrainerParams
+        from lab.models.cached import AbsentEncoder
         from lab.training.fit import FitSettings, fit
         from lab.training.modules import UnifiedTraining
 
         arm, watch = self.arm(), Watch()
+        features = self.features if cached else None
+        if features is not None:
+            arm.model.encoder = AbsentEncoder(features, features.folder)
         schedule = {"steps": 10**6, "warmup": 0, "weight_decay": 0.0}
-        rates = {"connector": RATE, "text_decoder": RATE}
+        rates = dict.fromkeys(self.trained, RATE)
         module = UnifiedTraining(arm.model, list(rates), 1.0, learning_rates=rates, **schedule)
         settings = FitSettings(self.steps, BATCH, "32-true", CLIP, 10, self.steps + 1)
         where = TrainerParams(accelerator="cpu", layout=layout)
-        collate = arm.collate(("vqa",))
+        collate = arm.collate(("vqa",), features=features)
         with tempfile.TemporaryDirectory(dir=self.folder) as work, contextlib.redirect_stderr(io.StringIO()):
             fit(module, self.samples, collate, settings, Path(work), "step", None, [watch], where)  # type: ignore[arg-type]
         return [float(loss) for loss in watch.losses], watch.seconds
 
-    def seconds(self, layout: str) -> float:
+    def seconds(self, layout: str, cached: bool = False) -> float:
         """Processor seconds of the lab in a layout."""
-        return self.ours(layout)[1]
+        return self.ours(layout, cached)[1]
 
     def theirs(self) -> tuple[list[float], float]:
         """The same of transformers."""
@@ -196,6 +241,9 @@ class Both:
             self.folder / "llava", attn_implementation="sdpa"
         )
         model.model.vision_tower.requires_grad_(False)
+        if self.trained == PROJECTOR:
+            model.requires_grad_(False)
+            model.model.multi_modal_projector.requires_grad_(True)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, RATE, (0.9, 0.98), weight_decay=0.0)
         kept = Kept()
@@ -260,8 +308,7 @@ def talks(count: int, rng: np.random.Generator) -> list[Any]:
     for number in range(count):
         parts = [Segment(text=BOS)]
         if rng.random() < 0.9 or not number % BATCH:
-            side = TOWER["image_size"]
-            parts.append(image(rng.random((3, side, side), np.float32)))
+            parts.append(image(rng.random((3, SIDE, SIDE), np.float32)))
         turns, length = int(rng.integers(1, 5)), rng.lognormal(np.log(40), 0.8)
         for _ in range(turns):
             parts += [question(words(0.3 * length / turns)), answer(words(0.7 * length / turns))]
