@@ -102,7 +102,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     import torch
 
     from lab.config import load_params
-    from lab.graph.execution import world_of
+    from lab.graph.context import world_of
     from lab.models.arm import new_arm
     from lab.samples.mixture import Mixture
     from lab.samples.tokenizer import Tokenizer

@@ -76,7 +76,7 @@ class Arms:
 
     def __init__(self, steps: int) -> None:
         from lab.config import load_params
-        from lab.graph.execution import world_of
+        from lab.graph.context import world_of
         from lab.samples.mixture import Mixture
         from lab.samples.tokenizer import Tokenizer
         from lab.scenes.digits import load_patches, split_instances

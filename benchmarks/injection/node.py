@@ -12,8 +12,10 @@ from pathlib import Path
 
 from lab.errors import LabError
 from lab.graph.claim import ClaimedError
-from lab.graph.execution import WORK, Context, execute
+from lab.graph.context import Context
+from lab.graph.execution import execute
 from lab.graph.node import Node, content_of, identify, identity_of
+from lab.graph.work import WORK
 
 sys.modules["torch"] = types.SimpleNamespace(set_num_threads=id, manual_seed=id)  # takes seconds to import
 name, *needs = sys.argv[1:]

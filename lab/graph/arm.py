@@ -21,8 +21,9 @@ import yaml
 from lab.config import Params, check_params, read_tree, tree_of
 from lab.errors import LabError, nearest
 from lab.graph.claim import ClaimedError
+from lab.graph.context import Context, prepare
 from lab.graph.datasets import registered
-from lab.graph.execution import Context, execute, prepare
+from lab.graph.execution import execute
 from lab.graph.node import RECORD, clear
 from lab.graph.small import small_params
 from lab.graph.stages import data_sets_of, instance_kinds, stages_of

@@ -98,7 +98,7 @@ def _world(folder: Path) -> list[_Part]:
     """The splits of the built-in world that the stage `data` of this pipeline has written."""
     if not (folder / "output" / "data" / "scenes-test.npz").exists():
         return []
-    from lab.graph.execution import world_of
+    from lab.graph.context import world_of
     from lab.scenes.tasks import SceneTasks
     from lab.scenes.world import read_split
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lab.errors import LabError
 
 if TYPE_CHECKING:
-    from lab.graph.execution import Context
+    from lab.graph.context import Context
     from lab.models.arm import Arm
     from lab.samples.batch import Collate
     from lab.samples.mixture import Mixture
@@ -81,9 +81,10 @@ def examine(
     Raises:
         LabError: the stage trains on no mix, or lacks its inputs.
     """
-    from lab.graph.execution import arm_of, prepare_stage
+    from lab.graph.context import prepare_stage
     from lab.graph.features.stage import features_of
     from lab.graph.stages import UNIFIED
+    from lab.graph.work import arm_of
     from lab.samples.preflight import positions_of, scan
 
     context = prepare_stage(folder, stage, *instance)

@@ -18,7 +18,7 @@ from lab.tracking.store import root
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lab.graph.execution import Context
+    from lab.graph.context import Context
     from lab.tracking import Run
 
 # column -> type of MLflow and whether it has to be there

@@ -3,7 +3,7 @@
 `dvc.yaml` calls them as `lab stage NAME [INSTANCE]` in the folder of a `params.yaml`, and as `lab stage NODE`
 in the folder of an `ablation.yaml`. `stages_of` says what each stage of a recipe depends on; a test holds
 `dvc.yaml` to it, and an ablation is compiled from it. A part that a stage needs comes from the last stage
-before it that trained this part; where none did, it is made afresh. What the stages do: execution.py.
+before it that trained this part; where none did, it is made afresh. What the stages do: work.py.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from lab.training.ledger import Ledger
 if TYPE_CHECKING:
     from PIL import Image
 
-    from lab.graph.execution import Context
+    from lab.graph.context import Context
     from lab.models.arm import Arm
     from lab.samples.segments import Sample
     from lab.scenes.tasks import SceneTasks

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from lab.config import check_params, load_params
 from lab.errors import LabError
-from lab.graph.execution import prepare, run_stage
+from lab.graph.context import prepare
+from lab.graph.execution import run_stage
 from lab.graph.features.images import Images, check_constant, images_for
 from lab.graph.features.stage import features_of
 from lab.graph.features.timing import Times

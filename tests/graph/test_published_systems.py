@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab.config import Params
-from lab.graph.execution import world_of
+from lab.graph.context import world_of
 from lab.graph.small import small_params
 from lab.graph.stages import UNIFIED
 from lab.graph.system import find, names, read_system

@@ -13,8 +13,10 @@ import yaml
 from lab.config import check_params
 from lab.errors import LabError
 from lab.graph import node as nodes
-from lab.graph.execution import WORK, prepare, run_stage
+from lab.graph.context import prepare
+from lab.graph.execution import run_stage
 from lab.graph.node import Node, content_of, publish, record_of
+from lab.graph.work import WORK
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from components.contracts import Seen
 from lab.config import Params
-from lab.graph.execution import world_of
+from lab.graph.context import world_of
 from lab.graph.small import small_params
 from lab.graph.system import find, names, read_system
 from lab.models.arm import Arm, new_arm

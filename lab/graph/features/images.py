@@ -10,7 +10,7 @@ from lab.evaluation.losses import held_out
 from lab.models.caching import FEATURES
 
 if TYPE_CHECKING:
-    from lab.graph.execution import Context
+    from lab.graph.context import Context
     from lab.samples.mixture import Mixture
     from lab.samples.segments import Picture
 

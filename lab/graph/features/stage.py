@@ -24,7 +24,7 @@ from lab.samples.mix import parse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lab.graph.execution import Context
+    from lab.graph.context import Context
     from lab.graph.features.images import Images
     from lab.graph.features.timing import Times
     from lab.samples.features import Features, FeatureWriter
