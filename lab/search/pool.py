@@ -17,7 +17,7 @@ from lab.search.worker import Objective, Worker, training
 from lab.training.preemption import Preempted, install
 
 _GRACE = 60.0  # seconds that workers have to save their state and leave
-_DEATHS = 10  # of workers, in a row without a trial that ends between them
+_DEATHS = 5  # of every worker, in a row without a trial that ends between them
 
 
 class Pool:
@@ -62,7 +62,7 @@ class Pool:
         self._workers[process] = (number, receiver)
 
     def _watch(self) -> None:
-        deaths, done = 0, len(self._trials.finished())
+        count, deaths, done = len(self._workers), 0, len(self._trials.finished())
         while self._workers:
             wait([process.sentinel for process in self._workers])
             for process in [one for one in self._workers if not one.is_alive()]:
@@ -77,7 +77,7 @@ class Pool:
                     continue
                 now = len(self._trials.finished())
                 deaths, done = (deaths + 1, done) if now == done else (1, now)
-                if deaths > _DEATHS:
+                if deaths > _DEATHS * count:
                     raise LabError(
                         f"{deaths} workers died in a row, the last with exit code {process.exitcode}"
                     )
