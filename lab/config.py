@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NewType, get_args, get_origin, get_type_hints
 
 from lab.errors import LabError, nearest
 from lab.models.caching import FEATURES, mistakes_of_caches
@@ -45,6 +45,7 @@ LAYOUTS = ("auto", "padded", "buckets", "packed")
 SWITCH = ("auto", "on", "off")
 PREFLIGHT = ("error", "warn", "off")  # what faults in samples lead to
 WEIGHTINGS = ("token", "sample")
+Switch = NewType("Switch", str)  # a word that may be on or off, which YAML reads as true and false
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class FeaturesParams:
     """
 
     dtype: str = "fp32"
-    cache: str = "auto"
+    cache: Switch = Switch("auto")
 
 
 @dataclass(frozen=True)
@@ -241,9 +242,9 @@ class TrainerParams:
     num_nodes: int = 1
     layout: str = "auto"
     checkpointing: bool = False
-    compile: str = "auto"
-    fused: str = "auto"
-    preflight: str = "error"
+    compile: Switch = Switch("auto")
+    fused: Switch = Switch("auto")
+    preflight: Switch = Switch("error")
     preflight_samples: int = 256
 
 
@@ -668,6 +669,8 @@ def _structure(kind: Any, value: Any, where: str, mistakes: list[str], partial: 
         return stated(value, where, mistakes)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    if kind is Switch:
+        kind, value = str, ("on" if value else "off") if isinstance(value, bool) else value
     if kind in (int, str, bool) and type(value) is kind:
         return value
     expected = {list: "a list", dict: "a mapping"}.get(origin or kind, getattr(kind, "__name__", str(kind)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.config import ROLES, TASKS, Params, check_params, load_params
+from lab.config import ROLES, TASKS, Params, check_params, load_params, read_tree
 from lab.errors import LabError
 from lab.scenes.tasks import SceneTasks
 
@@ -140,6 +140,13 @@ def test_all_wrong_words_are_named_at_once(tree: dict[str, Any]) -> None:
 )
 def test_a_mistake_is_named(tree: dict[str, Any], key: str, value: Any, expected: str) -> None:
     assert expected in message(put(tree, key, value))
+
+
+@pytest.mark.parametrize("word", ["on", "off"])
+def test_words_that_yaml_reads_as_truth_values_are_words(word: str) -> None:
+    overrides = [f"trainer.compile={word}", f"trainer.fused={word}", "trainer.preflight=off"]
+    trainer = check_params(read_tree(FILE, overrides)).trainer
+    assert (trainer.compile, trainer.fused, trainer.preflight) == (word, word, "off")
 
 
 def test_every_trainable_part_can_be_trained(tree: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from lab.config import (
     BUDGETS,
     LAYOUTS,
     OPTIONAL,
+    PREFLIGHT,
     RECIPE,
     STRATEGIES,
     Params,
@@ -122,6 +123,7 @@ class Resources:
         tasks: processes a node.
         strategy: how processes train together, one of STRATEGIES.
         layout: how samples share a step, one of LAYOUTS.
+        preflight: what faults in samples lead to, one of PREFLIGHT.
         partition: of the cluster; "" for its default.
     """
 
@@ -133,6 +135,7 @@ class Resources:
     tasks: int = 1
     strategy: str = "auto"
     layout: str = "auto"
+    preflight: str = "error"
     partition: str = ""
 
 
@@ -805,7 +808,7 @@ def _resources(value: object, recipes: Sequence[Sequence[str]], mistakes: list[s
     return found
 
 
-_CHOICES = {"strategy": STRATEGIES, "layout": LAYOUTS}
+_CHOICES = {"strategy": STRATEGIES, "layout": LAYOUTS, "preflight": PREFLIGHT}
 
 
 def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
@@ -828,7 +831,7 @@ def asked(value: object, where: str, mistakes: list[str]) -> dict[str, Any]:
             case "time":
                 right = bool(re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", text)) and bool(re.search("[1-9]", text))
                 expected = "minutes, hours:minutes:seconds or days-hours, such as 30, 1:00:00 or 1-12"
-            case "strategy" | "layout":
+            case "strategy" | "layout" | "preflight":
                 right, expected = text in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}"
             case "partition":
                 right, expected = bool(re.fullmatch(r"[\w.,-]+", text)), "the name of a partition"

@@ -9,7 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.config import DataSetParams, FitParams, Params, TrainerParams, load_params, node_params, read_tree
+from lab.config import (
+    DataSetParams,
+    FitParams,
+    Params,
+    Switch,
+    TrainerParams,
+    load_params,
+    node_params,
+    read_tree,
+)
 from lab.errors import LabError, nearest
 from lab.graph.datasets import check_declared, hashes_of
 from lab.graph.node import Node, content_of, identify, identity_of
@@ -297,7 +306,11 @@ def _placement(folder: Path, stage: str) -> TrainerParams:
 
     found = resources_of(folder / "ablation.yaml", stage)
     return TrainerParams(
-        strategy=found.strategy, devices=found.tasks, num_nodes=found.nodes, layout=found.layout
+        strategy=found.strategy,
+        devices=found.tasks,
+        num_nodes=found.nodes,
+        layout=found.layout,
+        preflight=Switch(found.preflight),
     )
 
 

@@ -28,40 +28,42 @@ def preflight(context: Context, arm: Arm, mixture: Mixture, collate: Collate) ->
     Raises:
         LabError: samples have faults, and `trainer.preflight` is "error".
     """
-    from lab.samples.preflight import positions_of, scan
-
     where = context.params.trainer
     if where.preflight == "off":
         return {}
-    positions = positions_of(mixture, where.preflight_samples, context.params.seed)
-    findings = scan(mixture, collate, positions, arm.longest)
-    if message := findings.message():
-        said = f"{context.node.label}: of {findings.scanned} samples {message}"
-        if where.preflight == "error":
-            raise LabError(f"{said}; mend the data or the mix, or go on with trainer.preflight=warn")
-        print(f"preflight: {said}", flush=True)
+    findings, samples = _look(context, arm, mixture, collate, where.preflight_samples)
     if context.tracked is not None and context.tracked.recorded:
         from lab.reports.preflight import page
 
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "samples.html"
-            file.write_text(page(context.node.label, findings, shown(mixture, collate)), encoding="utf-8")
+            file.write_text(page(context.node.label, findings, samples), encoding="utf-8")
             context.tracked.artifact(file, "preflight")
+    if message := findings.message():
+        said = f"{context.node.label}: of {findings.scanned} samples {message}"
+        if where.preflight == "error":
+            raise LabError(
+                f"{said}; mend the data or the mix, or go on with trainer.preflight=warn (of an ablation: "
+                "resources.default.preflight)"
+            )
+        print(f"preflight: {said}", flush=True)
     return {f"preflight/{kind}": count for kind, count in findings.counts().items()}
 
 
-def shown(mixture: Mixture, collate: Collate) -> list[tuple[str, list[Piece]]]:
-    """Samples of different sources as far as there are: id and pieces of each."""
+def shown(
+    mixture: Mixture, collate: Collate, positions: Sequence[int], findings: Findings
+) -> list[tuple[str, list[Piece]]]:
+    """Samples that were looked at, id and pieces of each: one of each fault, one of each source, any other.
+
+    Those that cannot be laid out cannot be shown either.
+    """
     from lab.samples.preflight import pieces_of
 
-    chosen: dict[str, int] = {}
-    for position in range(min(len(mixture), 4096)):
-        chosen.setdefault(mixture.source_of(position), position)
-        if len(chosen) == min(SHOWN, len(mixture.names)):
-            break
-    rest = [position for position in range(min(SHOWN, len(mixture))) if position not in chosen.values()]
-    positions = [*chosen.values(), *rest][:SHOWN]
-    samples = [mixture[position] for position in positions]
+    faulty = {fault.kind: fault.position for fault in reversed(findings.faults)}
+    sources = {mixture.source_of(position): position for position in reversed(positions)}
+    refused = {fault.position for fault in findings.faults if fault.kind == "refused"}
+    wanted = dict.fromkeys([*sorted(faulty.values()), *sorted(sources.values()), *positions])
+    samples = [mixture[position] for position in [one for one in wanted if one not in refused][:SHOWN]]
     return [(sample.id, pieces_of(collate.lay(sample), collate)) for sample in samples]
 
 
@@ -85,7 +87,6 @@ def examine(
     from lab.graph.features.stage import features_of
     from lab.graph.stages import UNIFIED
     from lab.graph.work import arm_of
-    from lab.samples.preflight import positions_of, scan
 
     context = prepare_stage(folder, stage, *instance)
     if context.stage not in UNIFIED:
@@ -95,6 +96,14 @@ def examine(
     collate = arm.collate(tuple(context.sources("train")), features=features)
     mixture = context.mixture(context.stage, collate.length)
     count = 0 if whole else context.params.trainer.preflight_samples
+    return context.node.label, *_look(context, arm, mixture, collate, count)
+
+
+def _look(
+    context: Context, arm: Arm, mixture: Mixture, collate: Collate, count: int
+) -> tuple[Findings, list[tuple[str, list[Piece]]]]:
+    from lab.samples.preflight import positions_of, scan
+
     positions = positions_of(mixture, count, context.params.seed)
     findings = scan(mixture, collate, positions, arm.longest)
-    return context.node.label, findings, shown(mixture, collate)
+    return findings, shown(mixture, collate, positions, findings)

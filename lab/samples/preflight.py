@@ -4,7 +4,7 @@
 |---|---|
 | refused | the sample cannot be laid out; the message says why |
 | silent | nothing in it is supervised and nothing has to be drawn: it costs time and teaches nothing |
-| misplaced | its visual positions are not those of its images: the template lost one or made one up |
+| misplaced | positions or marks of images are not those of its images: one was lost, or a text has marks |
 | cut | an element that is supervised as text stands amid an image's positions |
 | endless | an answer does not end with the token that ends a turn: it was cut off, and teaches not to stop |
 | long | it takes more positions than the language model has |
@@ -14,6 +14,7 @@ No image is read or rendered, and no random number is drawn from anybody's gener
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,10 @@ import numpy as np
 from lab.errors import LabError
 from lab.samples.batch import Collate, Laid, Stand
 from lab.samples.mixture import Mixture
-from lab.samples.segments import EOS, IMAGE_END, Sample
+from lab.samples.segments import EOS, IMAGE_END, IMAGE_START, Sample
 
 FAULTS = ("refused", "silent", "misplaced", "cut", "endless", "long")
 _NAMED = 3  # samples of a fault that a message names
-_SEARCHED = 4096  # positions searched for a source that the drawn ones missed
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Fault:
         sample: its id.
         source: of the mix.
         detail: more to say.
+        position: of the sample in the stage.
     """
 
     kind: str
     sample: str
     source: str
     detail: str
+    position: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Findings:
 
 
 def positions_of(mixture: Mixture, count: int, seed: int) -> list[int]:
-    """Positions to look at: `count` of a stage's samples, all for 0; of every source at least one.
+    """Positions to look at: `count` of a stage's samples, all for 0, and the first of every source.
 
     Args:
         mixture: the stage's samples.
@@ -86,14 +88,16 @@ def positions_of(mixture: Mixture, count: int, seed: int) -> list[int]:
     if not 0 < count < len(mixture):
         return list(range(len(mixture)))
     chosen = set(np.random.default_rng([seed, count]).choice(len(mixture), count, replace=False).tolist())
-    missing = set(mixture.names) - {mixture.source_of(position) for position in chosen}
-    for position in range(min(len(mixture), _SEARCHED)):
-        if not missing:
-            break
-        if (source := mixture.source_of(position)) in missing:
-            chosen.add(position)
-            missing.remove(source)
-    return sorted(chosen)
+    return sorted(chosen.union(firsts_of(mixture)))
+
+
+def firsts_of(mixture: Mixture) -> list[int]:
+    """The first position of each source that the stage draws from, in order."""
+
+    def first(source: str) -> int:
+        return bisect_left(range(len(mixture)), 1, key=lambda place: mixture.plan.drawn(place + 1)[source])
+
+    return sorted(place for place in map(first, mixture.names) if place < len(mixture))
 
 
 def scan(mixture: Mixture, collate: Collate, positions: Sequence[int], longest: int | None) -> Findings:
@@ -114,7 +118,7 @@ def scan(mixture: Mixture, collate: Collate, positions: Sequence[int], longest: 
             found = list(faults_of(sample, collate.lay(sample), collate, longest))
         except LabError as error:
             found = [("refused", str(error))]
-        faults += [Fault(kind, name, source, detail) for kind, detail in found]
+        faults += [Fault(kind, name, source, detail, position) for kind, detail in found]
     return Findings(len(positions), tuple(faults))
 
 
@@ -131,11 +135,14 @@ def faults_of(sample: Sample, laid: Laid, collate: Collate, longest: int | None)
         if expected != found:
             word = "drawn" if drawn else "read"
             yield "misplaced", f"{found} positions of images {word} for {expected} features"
+    for mark in (IMAGE_START, IMAGE_END):
+        if (marks := laid.ids.count(collate.tokenizer[mark])) != len(pictures):
+            yield "misplaced", f"{marks} {mark} for {len(pictures)} images"
     if any(told and stand != Stand.TEXT for told, stand in zip(laid.supervised, laid.stands, strict=True)):
         yield "cut", "a supervised element amid an image"
-    ends = {collate.tokenizer[EOS], collate.tokenizer[IMAGE_END]}
-    last = [place for place, told in enumerate(laid.supervised) if told and _last_of_turn(laid, place)]
-    if open_ends := [place for place in last if laid.ids[place] not in ends]:
+    start, end = collate.tokenizer[IMAGE_START], collate.tokenizer[EOS]
+    last = [place for place, told in enumerate(laid.supervised) if told and _last_of_turn(laid, place, start)]
+    if open_ends := [place for place in last if laid.ids[place] != end]:
         word = collate.tokenizer.tokenizer.convert_ids_to_tokens(laid.ids[open_ends[0]])
         yield "endless", f"an answer ends with {word!r}"
     if longest is not None and len(laid.ids) > longest:
@@ -148,7 +155,7 @@ class Piece:
 
     Attributes:
         kind: "said" (supervised text), "given" (other text), "read" or "drawn" (an image's positions).
-        text: tokens, or how many positions.
+        text: as the tokenizer writes it, or how many positions.
     """
 
     kind: str
@@ -165,14 +172,20 @@ def pieces_of(laid: Laid, collate: Collate) -> list[Piece]:
     found = []
     for name, places in groupby(range(len(laid.ids)), key=kind):
         ids = [laid.ids[place] for place in places]
-        words = collate.tokenizer.tokenizer.convert_ids_to_tokens(ids)
-        found.append(Piece(name, f"[{len(ids)} positions]" if name in ("read", "drawn") else " ".join(words)))
+        image = name in ("read", "drawn")
+        text = (
+            f"[{len(ids)} positions]"
+            if image
+            else collate.tokenizer.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        )
+        found.append(Piece(name, text))
     return found
 
 
-def _last_of_turn(laid: Laid, place: int) -> bool:
-    """Whether what follows a supervised element is neither supervised nor an image."""
+def _last_of_turn(laid: Laid, place: int, start: int) -> bool:
+    """Whether what follows a supervised element is neither supervised nor an image, which `start` opens."""
     following = place + 1
     if following == len(laid.ids):
         return True
-    return not laid.supervised[following] and laid.stands[following] == Stand.TEXT
+    image = laid.stands[following] != Stand.TEXT or laid.ids[following] == start
+    return not laid.supervised[following] and not image

@@ -451,13 +451,13 @@ def test_all_metrics_that_an_evaluation_gives_are_known(read: Any, tiny_pipeline
 def test_resources_of_a_stage_are_the_default_s_and_its_own(read: Any) -> None:
     ablation = read(
         resources={
-            "instruct": {"tasks": 2, "strategy": "ddp", "time": "1-12"},
+            "instruct": {"tasks": 2, "strategy": "ddp", "time": "1-12", "preflight": "off"},
             "default": {"cpus": 2, "memory": "2G", "time": 30},
         }
     )
     assert ablation.resources_of("align") == Resources(cpus=2, memory="2G", time="30")
     assert ablation.resources_of("instruct") == Resources(
-        cpus=2, memory="2G", time="1-12", tasks=2, strategy="ddp"
+        cpus=2, memory="2G", time="1-12", tasks=2, strategy="ddp", preflight="off"
     )
 
 

@@ -11,11 +11,22 @@ import pytest
 from lab.reports.preflight import coloured, page
 from lab.samples.batch import Collate, Stand
 from lab.samples.mixture import Mixture
-from lab.samples.preflight import faults_of, pieces_of, positions_of, scan
-from lab.samples.segments import Picture, Sample, Segment, answer, image, part_of_answer, question
+from lab.samples.preflight import faults_of, firsts_of, pieces_of, positions_of, scan
+from lab.samples.segments import (
+    Picture,
+    Sample,
+    Segment,
+    answer,
+    end_of_answer,
+    image,
+    part_of_answer,
+    question,
+)
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.language import Language
 from lab.scenes.tasks import SceneTasks
+
+from .chat_templates import FAMILIES, tokenizer_of
 
 
 @pytest.fixture
@@ -31,6 +42,11 @@ def unseen(supervised: bool = False) -> Segment:
         raise AssertionError("an image was loaded")
 
     return Segment(picture=Picture(load, lambda: "key"), supervised=supervised)
+
+
+def told(text: str) -> Segment:
+    """What a document says."""
+    return Segment(text=text, supervised=True)
 
 
 def kinds(sample: Sample, collate: Collate, longest: int | None = None) -> set[str]:
@@ -54,7 +70,11 @@ def test_the_built_in_tasks_have_no_faults(tasks: SceneTasks, collate: Collate) 
     [
         ((unseen(), question("what is red ?"), answer("yes")), set()),
         ((unseen(), question("what is red ?")), {"silent"}),
-        ((question("red"), unseen(supervised=True)), set()),
+        ((question("red"), unseen(supervised=True), end_of_answer()), set()),
+        ((question("red"), unseen(supervised=True)), {"endless"}),
+        ((told("red"), unseen(), told("blue <eos>")), set()),  # a document with images in it
+        ((told("red"), unseen(), told("blue")), {"endless"}),
+        ((unseen(), question("what is <image_start> red ?"), answer("yes")), {"misplaced"}),
         ((unseen(), question("what is red ?"), part_of_answer("yes")), {"endless"}),
         ((question("red"), part_of_answer("yes"), question("blue"), answer("no")), {"endless"}),
     ],
@@ -111,8 +131,38 @@ def test_every_source_is_looked_at_however_rare(tasks: SceneTasks) -> None:
     chosen = positions_of(mixture, 10, 0)
     assert {mixture.source_of(position) for position in chosen} == {"caption", "vqa"}
     assert chosen == positions_of(mixture, 10, 0)
-    assert len(chosen) <= 11
+    assert len(chosen) <= 10 + 2
     assert positions_of(mixture, 0, 0) == list(range(3000))
+
+
+def test_a_source_that_comes_late_is_looked_at(tasks: SceneTasks) -> None:
+    mix = {"curve": "steps", "of": {"caption": 1, "vqa": {"0%": 0, "97%": 0.01}}}
+    mixture = Mixture(tasks.sources(), mix, 60_000, seed=0)
+    first = firsts_of(mixture)
+    assert [mixture.source_of(position) for position in first] == ["caption", "vqa"]
+    assert mixture.plan.drawn(first[1])["vqa"] == 0
+    assert set(first) <= set(positions_of(mixture, 10, 0))
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_templates_have_no_faults_of_their_own(name: str, tasks: SceneTasks) -> None:
+    collate = Collate(Tokenizer(tokenizer_of(FAMILIES[name])), 4, 6, (*tasks.tasks, "own"))
+    mixture = Mixture(tasks.sources(), dict.fromkeys(tasks.tasks, 1.0), 40, seed=0)
+    assert scan(mixture, collate, range(40), None).message() == ""
+    cut = own(question("red"), part_of_answer("a red bird"), question("blue"), answer("no"))
+    assert kinds(cut, collate) == {"endless"}
+    said = [piece.text for piece in pieces_of(collate.lay(cut), collate) if piece.kind == "said"]
+    assert said[0].strip() == "a red bird"
+
+
+def test_an_image_without_positions_is_missed_all_the_same(tasks: SceneTasks) -> None:
+    """Where features stay outside the sequence, only marks tell of an image."""
+    tokenizer = Tokenizer.of_words(Language(tasks.split.world).vocabulary())
+    collate = Collate(tokenizer, 0, 6, ("own",))
+    sample = own(unseen(), question("what is red ?"), answer("yes"))
+    assert kinds(sample, collate) == set()
+    without = collate.lay(own(question("what is red ?"), answer("yes")))
+    assert {kind for kind, _ in faults_of(sample, without, collate, None)} == {"misplaced"}
 
 
 def test_samples_show_what_is_learned_of_them(collate: Collate) -> None:
