@@ -19,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from lab.graph.preflight import examine
+    from lab.reports.files import write
     from lab.reports.preflight import coloured, page, summary
 
     label, findings, samples = examine(Path.cwd(), args.stage, args.instance, args.whole)
@@ -27,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
         console.print(line)
     print(f"\n{label}: {summary(findings)}")
     if args.html is not None:
-        args.html.write_text(page(label, findings, samples), encoding="utf-8")
+        write(args.html, page(label, findings, samples))
         print(f"The page: {args.html}")
     return 1 if findings.faults else 0

@@ -47,7 +47,7 @@ def page(label: str, findings: Findings, samples: Shown) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(label)}</title>'
         "<style>body{font:15px/1.8 system-ui,sans-serif;max-width:90ch;margin:32px auto;padding:0 16px}"
-        "h2{font-size:15px}span{padding:2px 5px;border-radius:4px}</style>"
+        "h2{font-size:15px}span{padding:2px 5px;border-radius:4px;white-space:pre-wrap}</style>"
         f"<h1>{escape(label)}</h1><p>{escape(summary(findings))}</p><p>{legend}</p>{''.join(parts)}</html>\n"
     )
 

@@ -29,11 +29,11 @@ def test_the_command_shows_samples_and_what_is_learned_of_them(
     aligned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(aligned)
-    assert main(["preflight", "instruct", "linear", "understanding", "--html", "samples.html"]) == 0
+    assert main(["preflight", "instruct", "linear", "understanding", "--html", "pages/samples.html"]) == 0
     said = capsys.readouterr().out
     assert "samples looked at: no faults" in said
     assert "<assistant>" in said
-    assert "learned" in (aligned / "samples.html").read_text()
+    assert "learned" in (aligned / "pages" / "samples.html").read_text()
     assert main(["preflight", "encoder"]) == 2
     assert "encoder draws from no mix" in capsys.readouterr().err
 
