@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,20 @@ TINY: dict[str, dict[str, Any]] = {
     "fusion": {"name": "sequence"},
     "visual_head": {"name": "regression"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Commands that are called within a test leave no handler behind; Ctrl-C works as in a terminal.
+
+    A shell has its jobs in the background ignore it, and their children would inherit that.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

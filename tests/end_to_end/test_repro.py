@@ -149,6 +149,7 @@ def test_the_killed_stage_ended_as_if_nothing_had_happened(
     for one in metrics:
         assert one.pop("cost/train_seconds") > 0
         assert one.pop("cost/peak_memory_mb") > 0
+        assert one.pop("cost/data_wait_share") >= 0
     assert metrics[0] == metrics[1]
 
 

@@ -39,6 +39,7 @@ from lab.registry import ROLES, build, describe, words
 from lab.samples.batch import Batch
 from lab.samples.regions import Pixels
 from lab.samples.segments import EOS, IMAGE_START, Sample, Segment
+from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import World, read_split, write_world
 from lab.training.modules import ImageDecoderTraining, UnifiedTraining
@@ -260,7 +261,7 @@ def test_what_is_allowed_works(scenes: dict[int, SceneTasks], tmp_path: Path) ->
 
 def check_system(drawn: Combination, tasks: SceneTasks, folder: Path) -> None:
     params = params_of(drawn)
-    arm = new_arm(params, params.connectors[0], {}, tasks.language.vocabulary())
+    arm = new_arm(params, params.connectors[0], {}, Tokenizer.of_words(tasks.language.vocabulary()))
     batch = batch_of(arm, tasks)
     decoder = learn_to_decode(arm, params, tasks) if drawn.visual_head else None
     learn(arm, params, batch)
