@@ -39,8 +39,7 @@ def draw(analysis: Analysis, samples: Samples | None, folder: Path) -> list[Plot
             "claim",
             "The claim, seed by seed",
             "Points are seeds: the better side of the claim less the worse, averaged over matched arms. "
-            "Above, the 95% interval over seeds (Student's t); below, that over seeds and samples "
-            "(bootstrap).",
+            "Lines are 95% intervals: over seeds by Student's t, over seeds and samples by bootstrap.",
             claim,
         ),
         (
