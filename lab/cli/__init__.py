@@ -21,10 +21,10 @@ from lab.errors import LabError, nearest
 from lab.training.preemption import Preempted
 
 VERBS = {
-    "report": "the page on a data mix: claim, surfaces, laws, the best mix, costs",
     "repro": "run the pipeline of this folder: what is out of date, several stages at once",
     "graph": "an ablation as a graph: plan it, run it, lose nothing: lab graph run NAME",
     "compare": "table and plots of all arms, understanding and generation side by side",
+    "report": "the page on a data mix: claim, surfaces, laws, the best mix, costs",
     "diff": "say what differs between two runs: code, data, configuration, environment, seed",
     "train": "train and evaluate one arm of your own: lab train connector=perceiver",
     "ask": "ask a trained arm about an image",
