@@ -31,8 +31,8 @@ smoke: .venv/installed ## the whole pipeline in miniature, in a clone of its own
 ui: .venv/installed ## MLflow on this machine, with links to the arms
 	$(LAB) ui
 
-test: .venv/tested ## all tests
-	.venv/bin/python -m pytest $(ARGS)
+test: .venv/tested ## all tests, JOBS files at a time
+	.venv/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: .venv/linted ## ruff and mypy
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ class Unavailable(Exception):
 
 
 def install(what: str, packages: Sequence[str]) -> None:
-    """Installs packages without starting their services.
+    """Installs packages without starting their services; of several processes one at a time.
 
     Args:
         what: is missing, for messages.
@@ -28,6 +30,12 @@ def install(what: str, packages: Sequence[str]) -> None:
         raise Unavailable(f"{missing}, and this is no Debian where it could be")
     if os.geteuid() != 0:
         raise Unavailable(f"{missing}; root may: apt-get install {' '.join(packages)}")
+    with Path(tempfile.gettempdir(), "lab-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # apt does not wait for another apt
+        _install(missing, packages)
+
+
+def _install(missing: str, packages: Sequence[str]) -> None:
     policy = Path("/usr/sbin/policy-rc.d")
     ours = not policy.exists()
     if ours:  # packages must not start services of the system
