@@ -57,7 +57,7 @@ class Both:
         from lab.models.arm import Arm
         from lab.models.unified import UnifiedModel
         from lab.registry import build
-        from lab.samples.segments import BOS, IMAGE_START, Sample, Segment, question
+        from lab.samples.segments import BOS, IMAGE_START, Sample, question, special
         from lab.samples.tokenizer import Tokenizer
 
         torch.manual_seed(0)
@@ -72,10 +72,10 @@ class Both:
         self.size = sum(parameter.numel() for parameter in decoder.parameters()) / 1e6
         rng = np.random.default_rng(0)
         asked = [" ".join(rng.choice(WORDS, int(rng.integers(4, 33)))) for _ in range(ROWS)]
-        parts = [(Segment(text=BOS), question(text)) for text in asked]
+        parts = [(special(BOS), question(text)) for text in asked]
         collate = Arm(self.model, tokenizer, {}).collate(("vqa",), left=True)
         self.prompts = collate([Sample(str(row), "vqa", part) for row, part in enumerate(parts)])
-        start = Segment(text=IMAGE_START)
+        start = special(IMAGE_START)
         self.drawing = collate([Sample(str(row), "vqa", (*part, start)) for row, part in enumerate(parts)])
 
     @torch.no_grad()

@@ -299,14 +299,14 @@ class Watch(pl.Callback):
 
 def talks(count: int, rng: np.random.Generator) -> list[Any]:
     """Samples of one to four turns, about an image nine times in ten."""
-    from lab.samples.segments import BOS, Sample, Segment, answer, image, question
+    from lab.samples.segments import BOS, Sample, answer, image, question, special
 
     def words(number: float) -> str:
         return " ".join(rng.choice(WORDS, max(1, int(number))))
 
     samples = []
     for number in range(count):
-        parts = [Segment(text=BOS)]
+        parts = [special(BOS)]
         if rng.random() < 0.9 or not number % BATCH:
             parts.append(image(rng.random((3, SIDE, SIDE), np.float32)))
         turns, length = int(rng.integers(1, 5)), rng.lognormal(np.log(40), 0.8)

@@ -15,7 +15,7 @@ from lab.models.autoencoder import ImageAutoencoder
 from lab.models.generation import generate_image_tokens, generate_text
 from lab.models.unified import UnifiedModel
 from lab.samples.batch import Collate
-from lab.samples.segments import IMAGE_START, Sample, Segment
+from lab.samples.segments import IMAGE_START, Sample, Segment, special
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,5 @@ def psnr(first: Tensor, second: Tensor) -> np.ndarray:
 
 def _planned(prompt: Sample, plan: str) -> Sample:
     """The prompt followed by the model's plan, up to where the image starts."""
-    said = [Segment(text=text, role="assistant") for text in (plan, IMAGE_START) if text]
-    return Sample(prompt.id, prompt.task, (*prompt.segments, *said))
+    said = [Segment(text=plan, role="assistant")] if plan else []
+    return Sample(prompt.id, prompt.task, (*prompt.segments, *said, special(IMAGE_START, "assistant")))

@@ -25,7 +25,7 @@ import numpy as np
 
 from lab.evaluation.figures import Figure, sums_figure
 from lab.evaluation.statistics import Array
-from lab.samples.segments import BOS, Sample, Segment, answer, image, question
+from lab.samples.segments import BOS, Sample, answer, image, question, special
 from lab.scenes.language import short_answer, things_of
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import COLOUR_NAMES, Scenes
@@ -86,7 +86,7 @@ def polls(tasks: SceneTasks, training: Scenes, negatives: str, images: int, seed
         for what, yes in asked:
             said = (question(f"is there a {what} ?"), answer("yes" if yes else "no"))
             name = f"pope/{negatives}/{row}/{seed}/{what.replace(' ', '-')}"
-            sample = Sample(name, "exists", (Segment(text=BOS), image(pixels), *said))
+            sample = Sample(name, "exists", (special(BOS), image(pixels), *said))
             found.append(Poll(sample, row, yes))
     return found
 

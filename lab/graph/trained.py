@@ -44,7 +44,7 @@ def answer(arm: Arm, picture: Image.Image, question: str) -> str:
     from PIL import Image
 
     from lab.evaluation.understanding import answer_all
-    from lab.samples.segments import BOS, Sample, Segment
+    from lab.samples.segments import BOS, Sample, special
     from lab.samples.segments import answer as answer_segment
     from lab.samples.segments import image as image_segment
     from lab.samples.segments import question as question_segment
@@ -53,7 +53,7 @@ def answer(arm: Arm, picture: Image.Image, question: str) -> str:
     seen = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     pixels = np.asarray(seen, np.float32).transpose(2, 0, 1) / 255
     asked = question_segment(_known(arm.tokenizer, question))
-    sample = Sample("asked", "vqa", (Segment(text=BOS), image_segment(pixels), asked, answer_segment("")))
+    sample = Sample("asked", "vqa", (special(BOS), image_segment(pixels), asked, answer_segment("")))
     return answer_all(arm.model, [sample], arm.tokenizer, arm.collate(("vqa",), left=True), 1)[0].given
 
 
@@ -82,7 +82,7 @@ def drawing(arm: Arm, image_decoder: ImageDecoder, prompt: str, seed: int) -> Im
     from PIL import Image
 
     from lab.evaluation.generation import draw_all
-    from lab.samples.segments import BOS, Sample, Segment
+    from lab.samples.segments import BOS, Sample, special
     from lab.samples.segments import image as image_segment
     from lab.samples.segments import question as question_segment
     from lab.scenes.preview import tile
@@ -90,7 +90,7 @@ def drawing(arm: Arm, image_decoder: ImageDecoder, prompt: str, seed: int) -> Im
     side = arm.model.encoder.image_size
     blank = image_segment(np.zeros((3, side, side), np.float32), supervised=True)
     words = question_segment(_known(arm.tokenizer, prompt))
-    sample = Sample("drawn", "text_to_image", (Segment(text=BOS), words, blank))
+    sample = Sample("drawn", "text_to_image", (special(BOS), words, blank))
     collate = arm.collate(("text_to_image",), left=True)
     drawn = draw_all(arm.model, image_decoder, [sample], collate, 1, seed)
     picture = tile(drawn.generated.numpy(), 1)

@@ -9,15 +9,18 @@ Supervised are what the assistant says and the token that ends its turn, never w
 turns. Which token that is, is found by rendering one turn. A sample that does not end with an answer is a
 prompt: it ends with what the template writes before one (`add_generation_prompt`), so that generation starts
 where training has the first supervised element.
+
+Special tokens that stand in a text of the data are taken apart, as in "< eos>", by every layout: nobody ends
+a turn, or opens an image, from within one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,12 +92,13 @@ class OwnChat:
 
     Args:
         encode: text to ids, special tokens included.
+        special: all of these, which texts of the data have taken apart.
     """
 
     end = EOS
 
-    def __init__(self, encode: Callable[[str], Sequence[int]]) -> None:
-        self._encode = encode
+    def __init__(self, encode: Callable[[str], Sequence[int]], special: Iterable[str]) -> None:
+        self._encode, self._apart = encode, taking_apart(special)
 
     def lay_out(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
         for segment, text in self._written(segments):
@@ -114,12 +118,36 @@ class OwnChat:
         within = False  # a turn of the user's
         for segment in segments:
             text = segment.text
+            if text is not None and not segment.verbatim:
+                text = self._apart(text)
             if text is not None and segment.role == "user":
                 text = " ".join([*([] if within else [USER]), text, *([ASSISTANT] if segment.ends else [])])
-            elif text is not None and segment.role == "assistant" and segment.ends:
+            elif text is not None and segment.role in ("assistant", "") and segment.ends:
                 text = f"{text} {EOS}" if text else EOS
             yield segment, text
             within = segment.role == "user" and not segment.ends
+
+
+def special_of(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """All special tokens of a tokenizer, the longest first."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted({*added, *map(str, tokenizer.all_special_tokens)} - {""}, key=lambda one: (-len(one), one))
+
+
+def taking_apart(special: Iterable[str]) -> Callable[[str], str]:
+    """What writes "< eos>" for "<eos>" wherever a special token stands in a text, in any case.
+
+    Any case, since a tokenizer may lower it after that. A token of one letter cannot be taken apart.
+    """
+    rests: dict[str, list[str]] = {}
+    for token in special:
+        if len(token) > 1:
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    if not rests:
+        return str
+    # only the first letter is consumed, so that a token which begins within another is found too
+    pattern = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
+    return partial(re.compile(pattern, re.IGNORECASE).sub, r"\g<0> ")
 
 
 # Characters of Unicode's private use, which no template writes: around a text, and in place of an image
@@ -133,8 +161,7 @@ class TemplateChat:
 
     A text is rendered with marks around it, which are taken out again, so that the ids are those of
     `apply_chat_template`, and their places in the text say which are supervised. The template runs in
-    transformers' sandbox. Special tokens that stand in a text of the data are taken apart there, as in
-    "< |im_end|>": nobody ends a turn from within.
+    transformers' sandbox.
 
     Args:
         tokenizer: a fast one, with a chat template.
@@ -151,8 +178,8 @@ class TemplateChat:
                 "chat template: its tokenizer has no fast form, whose places in the text are needed"
             )
         self.tokenizer, self._busy = tokenizer, busy
-        special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._special = sorted(special - {""}, key=len, reverse=True)
+        special = special_of(tokenizer)
+        self._apart = taking_apart(special)
         self._encode: Callable[[str], Any] = lru_cache(maxsize=65536)(self._encoded)
         self._in_parts = False
         asked, said = Segment(text="q", role="user"), Segment(text="a", role="assistant", ends=True)
@@ -162,7 +189,7 @@ class TemplateChat:
             self._in_parts = True  # templates of models that see want a list of parts
             text = self._rendered([("user", [asked]), ("assistant", [said])], prompt=False)
         after = text.rpartition(_CLOSE)[2]
-        ends = [(place, token) for token in self._special if (place := after.find(token)) >= 0]
+        ends = [(place, token) for token in special if (place := after.find(token)) >= 0]
         if not ends:
             raise LabError(
                 f"chat template: it writes {after!r} after an answer, without a special token, so that "
@@ -192,27 +219,34 @@ class TemplateChat:
         yield from self._runs(text, [segment for _, turn in turns for segment in turn])
 
     def said(self, segments: Sequence[Segment]) -> list[int]:
-        said = [segment.text for segment in segments if segment.role == "user" and segment.text]
-        return [piece for text in said for piece in self._encode(self._harmless(text))[0]]
+        said = [segment for segment in segments if segment.role == "user" and segment.text]
+        return [piece for segment in said for piece in self._encode(self._within_turn(segment))[0]]
 
     def _document(self, segments: Sequence[Segment]) -> Iterator[Run | Segment]:
-        """Text and images in no turns, as web pages have them."""
-        names = {BOS: self.tokenizer.bos_token or "", EOS: self.end}
+        """Text and images in no turns, as web pages have them.
+
+        Of a tokenizer without a beginning the first id is given: nothing stands before it to predict it from.
+        """
+        begun = False
         for segment in segments:
             if segment.text is None:
+                begun = True
                 yield segment
                 continue
-            text = segment.text
-            for mark, name in names.items():
-                text = text.replace(mark, name)
+            text = segment.text if segment.verbatim else self._apart(segment.text)
+            if segment.verbatim and text == BOS:
+                text = self.tokenizer.bos_token or ""
+            if segment.ends:
+                text = f"{text} {self.end}" if text else self.end
             ids = self._encode(text)[0]
-            yield Run(ids, [segment.supervised] * len(ids))
+            yield Run(ids, [segment.supervised and (begun or place > 0) for place in range(len(ids))])
+            begun = begun or bool(ids)
 
     def _rendered(self, turns: Sequence[tuple[Role, Sequence[Segment]]], prompt: bool) -> str:
         messages, marks = list[dict[str, Any]](), list[str]()
         for role, turn in turns:
             content = "".join(
-                _IMAGE if segment.text is None else f"{_OPEN}{self._harmless(segment.text)}{_CLOSE}"
+                _IMAGE if segment.text is None else f"{_OPEN}{self._within_turn(segment)}{_CLOSE}"
                 for segment in turn
             )
             marks += _MARKS.findall(content)
@@ -277,25 +311,19 @@ class TemplateChat:
             found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return tuple(found["input_ids"]), tuple(map(tuple, found["offset_mapping"]))
 
-    def _harmless(self, text: str) -> str:
-        """A text of the data without what means something to the template or to the tokenizer."""
-        if text in (IMAGE_START, _BETWEEN):
-            return text
-        text = _MARKS.sub("\ufffd", text.strip())
-        for token in self._special:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+    def _within_turn(self, segment: Segment) -> str:
+        """A text; of the data without what means something to the template or to the tokenizer."""
+        text = segment.text or ""
+        return text if segment.verbatim else self._apart(_MARKS.sub("\ufffd", text.strip()))
 
 
 def _numbered(segments: Sequence[Segment]) -> Iterator[tuple[Role, int, Segment]]:
     """Segments with their role and the number of their turn; what is outside turns goes to the user's."""
     number, before = 0, ""
     for segment in segments:
-        if segment.text == BOS and not segment.role:
+        if segment.verbatim and segment.text == BOS:
             continue  # the template's business
         role: Role = segment.role or ("assistant" if segment.supervised else "user")
-        if segment.text == EOS and not segment.role:
-            segment = replace(segment, text="", ends=True)
         number += role != before
         before = role if role == "user" or not segment.ends else ""
         yield role, number, segment
@@ -307,6 +335,6 @@ def _joined(turn: Sequence[tuple[Role, int, Segment]]) -> list[Segment]:
     for _, _, segment in turn:
         if found and segment.text != "":
             both = found[-1].supervised and segment.supervised
-            found.append(Segment(text=_BETWEEN, supervised=both))
+            found.append(Segment(text=_BETWEEN, supervised=both, verbatim=True))
         found.append(segment)
     return found

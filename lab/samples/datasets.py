@@ -23,7 +23,6 @@ from lab.samples.readers.fields import CAPTION_PROMPT, DRAW_PROMPT
 from lab.samples.readers.record import Box
 from lab.samples.segments import (
     BOS,
-    EOS,
     Picture,
     Sample,
     Segment,
@@ -31,7 +30,9 @@ from lab.samples.segments import (
     end_of_answer,
     part_of_answer,
     said_by_user,
+    special,
     system,
+    written,
 )
 from lab.samples.tokenizer import plain_words
 from lab.scenes.locations import write_box
@@ -176,7 +177,7 @@ class DataSource:
             turns = [turns[0], ("assistant", (caption,))]
             if self.data.params.task == "text_to_image":
                 turns = [("user", (f"{DRAW_PROMPT} {caption}",)), ("assistant", shots)]
-        segments = [Segment(text=BOS)]
+        segments = [special(BOS)]
         for place, (who, pieces) in enumerate(turns):
             segments += self._segments(who, pieces, found.shots, last=place == len(turns) - 1)
         return Sample(f"{self.data.name}/{found.id}/{seed}", self.data.name, tuple(segments))
@@ -200,12 +201,14 @@ class DataSource:
                 yield Segment(picture=part, supervised=who == "assistant")
                 if ends and who == "assistant":
                     yield end_of_answer()
+                elif ends and last:
+                    yield written("", ends=True)
             elif who == "system":
                 yield system(part)
             elif who == "assistant":
                 yield answer(part) if ends else part_of_answer(part)
             else:  # a document has no turns
-                yield Segment(text=f"{part} {EOS}" if ends and last else part, supervised=True)
+                yield written(part, ends=ends and last)
 
     def _pictures(self, shot: Shot, drawn: bool) -> list[Picture]:
         """What an image becomes; one that is drawn is never tiled."""

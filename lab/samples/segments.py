@@ -45,11 +45,13 @@ class Segment:
 
     Attributes:
         text: words; None for an image. What marks turns is not part of it where it has a role: the chat
-            template adds that (see lab/samples/chat.py). Without a role special tokens may stand in it.
+            template adds that (see lab/samples/chat.py).
         picture: None for text.
         supervised: whether the model learns to produce this segment.
         role: who says it; "" for what is part of no turn.
-        ends: whether its turn ends with it.
+        ends: whether its turn ends with it, or the document where it has no role.
+        verbatim: whether special tokens in its text are special. They are not in texts of data, where whoever
+            wrote them would end turns, or open images, that there are not.
     """
 
     text: str | None = None
@@ -57,6 +59,7 @@ class Segment:
     supervised: bool = False
     role: Role = ""
     ends: bool = False
+    verbatim: bool = False
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.picture is None):
@@ -81,6 +84,11 @@ class Sample:
     id: str
     task: str
     segments: tuple[Segment, ...]
+
+
+def special(token: str, role: Role = "") -> Segment:
+    """A special token that no template writes: the beginning of a sample, the mark that opens an image."""
+    return Segment(text=token, role=role, verbatim=True)
 
 
 def image(pixels: np.ndarray, supervised: bool = False) -> Segment:
@@ -112,6 +120,11 @@ def part_of_answer(text: str) -> Segment:
 def end_of_answer() -> Segment:
     """The end of a turn of the model's, after an image."""
     return answer("")
+
+
+def written(text: str, ends: bool) -> Segment:
+    """A text of a document, which is learned; where it `ends`, so is the token that says so. It may be ""."""
+    return Segment(text=text, supervised=True, ends=ends)
 
 
 def said_by_user(pieces: Sequence[str | Picture]) -> tuple[Segment, ...]:

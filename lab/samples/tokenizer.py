@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError, nearest
-from lab.samples.chat import OWN_TEMPLATE, Chat, OwnChat, TemplateChat
+from lab.samples.chat import OWN_TEMPLATE, Chat, OwnChat, TemplateChat, special_of, taking_apart
 from lab.samples.segments import BOS, EOS, IMAGE_END, IMAGE_START, PAD, SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Tokenizer:
         self.encode = lru_cache(maxsize=65536)(self._encode)
         if tokenizer.chat_template in (None, OWN_TEMPLATE):
             self._add(SPECIAL_TOKENS)
-            self.chat, names = OwnChat(self.encode), {token: token for token in SPECIAL_TOKENS}
+            self.chat = OwnChat(self.encode, special_of(tokenizer))
+            names = {token: token for token in SPECIAL_TOKENS}
         else:
             self._add((IMAGE_START, IMAGE_END, *(() if tokenizer.pad_token else (PAD,))))
             self.chat = TemplateChat(tokenizer, self.busy)
@@ -103,6 +104,8 @@ class Tokenizer:
         from tokenizers.pre_tokenizers import WhitespaceSplit
         from transformers import PreTrainedTokenizerFast
 
+        apart = taking_apart(SPECIAL_TOKENS)  # as chats write those that stand in a text
+        more = [piece for word in more for piece in apart(word).split()]
         known = dict.fromkeys([*SPECIAL_TOKENS, *words, *more])
         backend = Backend(WordLevel({word: index for index, word in enumerate(known)}, unk_token=None))
         backend.pre_tokenizer = WhitespaceSplit()

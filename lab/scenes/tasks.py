@@ -39,6 +39,7 @@ from lab.samples.segments import (
     end_of_answer,
     part_of_answer,
     question,
+    special,
 )
 from lab.scenes.language import QUESTIONS, Language, Thing, things_of
 from lab.scenes.locations import write_box
@@ -92,7 +93,7 @@ class SceneTasks:
         rng = np.random.default_rng([seed, row])
         scene = self.split.scenes.take(np.array([row]))
         segments = self.tasks[task](row, scene, self._things(scene), rng)
-        return Sample(f"{task}/{row}/{seed}", task, (Segment(text=BOS), *segments))
+        return Sample(f"{task}/{row}/{seed}", task, (special(BOS), *segments))
 
     def question(self, kind: str, row: int, seed: int) -> Sample | None:
         """One question of one kind about scene `row` (for evaluation), or None if the scene admits none."""
@@ -101,7 +102,7 @@ class SceneTasks:
         pair = self.language.ask(kind, self._things(scene), rng)
         if pair is None:
             return None
-        segments = (Segment(text=BOS), self._image(scene), question(pair[0]), answer(pair[1]))
+        segments = (special(BOS), self._image(scene), question(pair[0]), answer(pair[1]))
         return Sample(f"{kind}/{row}/{seed}", kind, segments)
 
     def text_question(self, kind: str, row: int, seed: int) -> Sample | None:
@@ -112,7 +113,7 @@ class SceneTasks:
         pair = self.language.ask(kind, things, rng)
         if pair is None:
             return None
-        segments = (Segment(text=BOS), stated, question(pair[0]), answer(pair[1]))
+        segments = (special(BOS), stated, question(pair[0]), answer(pair[1]))
         return Sample(f"{kind}/{row}/{seed}", kind, segments)
 
     def box_request(self, row: int, seed: int) -> tuple[Sample, np.ndarray]:
@@ -121,7 +122,7 @@ class SceneTasks:
         scene = self.split.scenes.take(np.array([row]))
         thing = _pick(self._things(scene), rng)
         asked, box = self.language.locate(thing, self._boxes(scene)[thing.cell], rng)
-        segments = (Segment(text=BOS), self._image(scene), question(asked), answer(box))
+        segments = (special(BOS), self._image(scene), question(asked), answer(box))
         drawn = boxes(self.split.world, self.split.digits, scene)[0, thing.cell]
         return Sample(f"box/{row}/{seed}", "ground", segments), drawn
 

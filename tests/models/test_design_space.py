@@ -38,7 +38,7 @@ from lab.models.generation import generate_image_tokens, generate_text
 from lab.registry import ROLES, build, describe, words
 from lab.samples.batch import Batch
 from lab.samples.regions import Pixels
-from lab.samples.segments import EOS, IMAGE_START, Sample, Segment
+from lab.samples.segments import EOS, IMAGE_START, Sample, special
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import World, read_split, write_world
@@ -417,7 +417,7 @@ def up_to_image(sample: Sample) -> Sample:
     """The sample as far as the image to draw, which is asked for."""
     parts = sample.segments
     place = next(i for i, part in enumerate(parts) if part.pixels is not None and part.supervised)
-    return replace(sample, segments=(*parts[:place], Segment(text=IMAGE_START)))
+    return replace(sample, segments=(*parts[:place], special(IMAGE_START)))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from lab.models.arm import Arm, load_arm
 from lab.models.generation import generate_text
 from lab.registry import build
 from lab.samples.batch import Batch, Places
-from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS, Sample, Segment, answer, image, question
+from lab.samples.segments import BOS, EOS, PAD, SPECIAL_TOKENS, Sample, answer, image, question, special
 from lab.samples.tokenizer import Tokenizer
 
 NewArm = Callable[..., Arm]
@@ -61,7 +61,7 @@ def samples(size: int) -> list[Sample]:
     """An image and a question, two images and two turns, text alone."""
     generator = np.random.default_rng(0)
     one, two, three = (generator.random((3, size, size), np.float32) for _ in range(3))
-    start = Segment(text=BOS)
+    start = special(BOS)
     asked, said, further = question("what digit is blue ?"), answer("red"), question("how many digits")
     return [
         Sample("a", "vqa", (start, image(one), asked, said)),

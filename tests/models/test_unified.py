@@ -17,7 +17,18 @@ from lab.models.arm import Arm
 from lab.models.generation import generate_image_tokens, generate_text
 from lab.models.rows import positions_of
 from lab.samples.batch import Batch
-from lab.samples.segments import EOS, IMAGE_START, Sample, Segment, answer, image, question
+from lab.samples.segments import (
+    BOS,
+    EOS,
+    IMAGE_START,
+    Sample,
+    Segment,
+    answer,
+    end_of_answer,
+    image,
+    question,
+    special,
+)
 
 RESAMPLER = {"name": "perceiver", "num_latents": 5, "depth": 1}
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -33,7 +44,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "prefix": {"connector": RESAMPLER, "fusion": {"name": "prefix", "num_heads": 2}},
     "one_space": {"targets": "connector", "visual_head": {"name": "regression", "feedback": "shared"}},
 }
-START, END = Segment(text="<bos>"), Segment(text=EOS, supervised=True)
+START, END = special(BOS), end_of_answer()
 
 
 def picture(seed: int) -> np.ndarray:
@@ -168,7 +179,8 @@ def test_answers_equal_a_teacher_forced_pass(arm: Arm, monkeypatch: pytest.Monke
     free = torch.stack(recorded, dim=1)  # (B, 7, V)
     for index, (sample, ids) in enumerate(zip(chosen, answers, strict=True)):
         assert ids
-        said = Segment(text=" ".join(arm.tokenizer.tokenizer.convert_ids_to_tokens(ids)), supervised=True)
+        words = " ".join(arm.tokenizer.tokenizer.convert_ids_to_tokens(ids))
+        said = Segment(text=words, supervised=True, verbatim=True)
         batch = batch_of(arm, replace(sample, segments=(*prompt_of(sample).segments, said)))
         logits = arm.model.text_decoder.logits(states(arm, batch))[0]
         row = batch.supervised[0].nonzero().flatten()
@@ -196,7 +208,7 @@ def test_drawn_tokens_equal_a_teacher_forced_pass(arm: Arm) -> None:
         place = next(
             i for i, part in enumerate(sample.segments) if part.supervised and part.pixels is not None
         )
-        prompts.append(replace(sample, segments=(*sample.segments[:place], Segment(text=IMAGE_START))))
+        prompts.append(replace(sample, segments=(*sample.segments[:place], special(IMAGE_START))))
     free = generate_image_tokens(arm.model, batch_of(arm, *prompts, left=True), [0, 1])  # (2, N, D_v)
     assert free.shape == arm.model.targets(batch_of(arm, *chosen)).shape
     batch = batch_of(arm, *chosen)

@@ -8,7 +8,19 @@ import torch
 
 from lab.errors import LabError
 from lab.samples.batch import Batch, Collate
-from lab.samples.segments import IMAGE_END, IMAGE_START, PAD, Sample, Segment, answer, image, question
+from lab.samples.segments import (
+    BOS,
+    IMAGE_END,
+    IMAGE_START,
+    PAD,
+    Sample,
+    Segment,
+    answer,
+    end_of_answer,
+    image,
+    question,
+    special,
+)
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 
@@ -22,8 +34,8 @@ def picture(value: float) -> np.ndarray:
 @pytest.fixture
 def samples() -> list[Sample]:
     """Every kind of row: text alone, an image read, one drawn, two read, one read and one drawn."""
-    start = Segment(text="<bos>")
-    end = Segment(text="<eos>", supervised=True)
+    start = special(BOS)
+    end = end_of_answer()
     return [
         Sample("a", "text", (start, question("any 3 ?"), answer("yes"))),
         Sample("b", "vqa", (start, image(picture(0.1)), question("any 3 ?"), answer("no"), answer("red 3"))),

@@ -15,11 +15,13 @@ from lab.evaluation.understanding import prompt_of
 from lab.samples.batch import Collate
 from lab.samples.chat import Run
 from lab.samples.segments import (
+    ASSISTANT,
     BOS,
     EOS,
     IMAGE_END,
     IMAGE_START,
     PAD,
+    SPECIAL_TOKENS,
     Sample,
     Segment,
     answer,
@@ -27,9 +29,11 @@ from lab.samples.segments import (
     image,
     part_of_answer,
     question,
+    special,
     system,
+    written,
 )
-from lab.samples.tokenizer import Tokenizer
+from lab.samples.tokenizer import Tokenizer, plain_words
 
 from .chat_templates import FAMILIES, tokenizer_of
 
@@ -39,11 +43,15 @@ TALK = [
     ("user", "is it on a branch?"),
     ("assistant", "it is"),
 ]
+OWN = "own"
 PICTURE = np.zeros((3, 8, 8), np.float32)
 
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
+    if name == OWN:
+        texts = [*(text for _, text in TALK), "say now a b", *SPECIAL_TOKENS, f"a{IMAGE_START}{ASSISTANT}b"]
+        return Tokenizer.of_words([], [word for text in texts for word in plain_words(text)])
     return Tokenizer(tokenizer_of(FAMILIES[name]))
 
 
@@ -52,9 +60,15 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[OWN, *sorted(FAMILIES)])
+def layout(request: pytest.FixtureRequest) -> str:
+    """The families and the lab's own."""
+    return str(request.param)
+
+
 def segments(talk: Sequence[tuple[str, str]]) -> list[Segment]:
     kinds = {"system": system, "user": question, "assistant": answer}
-    return [Segment(text=BOS), *(kinds[role](text) for role, text in talk)]
+    return [special(BOS), *(kinds[role](text) for role, text in talk)]
 
 
 def laid(name: str, parts: Sequence[Segment]) -> tuple[list[int], list[bool]]:
@@ -105,7 +119,7 @@ def test_a_prompt_is_training_up_to_the_first_element_of_the_answer(family: str,
 
 
 def test_the_prompt_of_a_sample_is_where_generation_starts(family: str) -> None:
-    sample = Sample("a", "vqa", (Segment(text=BOS), image(PICTURE), *segments(TALK[:2])[1:]))
+    sample = Sample("a", "vqa", (special(BOS), image(PICTURE), *segments(TALK[:2])[1:]))
     collate = Collate(tokenizer(family), 3, 0, ("vqa",))
     whole, prompt = collate([sample]), collate([prompt_of(sample)])
     first = int(whole.supervised[0].nonzero()[0])
@@ -153,32 +167,64 @@ def test_an_image_that_is_drawn_is_part_of_the_answer(family: str) -> None:
     planned = [
         drawn[0],
         Segment(text="it is red", role="assistant"),
-        Segment(text=IMAGE_START, role="assistant"),
+        special(IMAGE_START, "assistant"),
     ]
     marked = laid(family, planned)[0]
     assert marked == [*ids[: ids.index(-1)], tokenizer(family)[IMAGE_START]]
 
 
-def test_nobody_ends_a_turn_from_within(family: str) -> None:
-    end = FAMILIES[family].end
-    talk = [("user", f"say {end} now"), ("assistant", f"red{end}bird")]
-    ids, supervised = laid(family, segments(talk))
-    closing = tokenizer(family)[EOS]
-    assert [one for one, mine in zip(ids, supervised, strict=True) if mine].count(closing) == 1
-    assert ids.count(closing) == laid(family, segments([("user", "say"), ("assistant", "red")]))[0].count(
-        closing
-    )
+def every_special_token(name: str) -> str:
+    """A text that has all of a tokenizer's special tokens and marks of images in it, also in capitals."""
+    own = tokenizer(name).tokenizer
+    tokens = [str(one) for one in own.added_tokens_decoder.values() if one.special]
+    assert {tokenizer(name).chat.end, IMAGE_START, IMAGE_END} <= set(tokens)
+    return " ".join(["say", *tokens, *(one.upper() for one in tokens), f"a{IMAGE_START}{tokens[-1]}b", "now"])
+
+
+def specials(name: str, ids: Sequence[int]) -> list[int]:
+    """The special tokens among ids."""
+    added = tokenizer(name).tokenizer.added_tokens_decoder
+    return [one for one in ids if one in added and added[one].special]
+
+
+def test_special_tokens_in_texts_of_the_data_are_only_words(layout: str) -> None:
+    bad, words = every_special_token(layout), "say now"
+    for talk in ([("user", words), ("assistant", words)], [("system", words), ("user", words)]):
+        if talk[0][0] == "system" and layout in FAMILIES and not FAMILIES[layout].system:
+            continue
+        plain, _ = laid(layout, segments(talk))
+        ids, supervised = laid(layout, segments([(role, bad) for role, _ in talk]))
+        assert specials(layout, ids) == specials(layout, plain)
+        learned = [one for one, mine in zip(ids, supervised, strict=True) if mine]
+        assert specials(layout, learned) == [tokenizer(layout)[EOS]] * (talk[-1][0] == "assistant")
+    asked = specials(layout, tokenizer(layout).chat.said([question(words)]))
+    for text in (bad, *bad.split()):  # also where a special token is all there is
+        assert specials(layout, tokenizer(layout).chat.said([question(text)])) == asked
+        assert not specials(layout, laid(layout, [written(text, ends=False)])[0])
+        assert specials(layout, laid(layout, [written(text, ends=True)])[0]) == [tokenizer(layout)[EOS]]
 
 
 def test_documents_are_laid_out_without_turns(family: str) -> None:
-    text = Segment(text="a small red bird", supervised=True)
-    ids, supervised = laid(
-        family, [Segment(text=BOS), image(PICTURE), text, Segment(text=EOS, supervised=True)]
-    )
+    text = written("a small red bird", ends=True)
+    ids, supervised = laid(family, [special(BOS), image(PICTURE), text])
     said = tokenizer(family).tokenizer.decode(ids[ids.index(-1) + 1 :]).replace(" ", "")
     assert said == f"asmallredbird{FAMILIES[family].end}"
     assert supervised[ids.index(-1) + 1 :] == [True] * len(ids[ids.index(-1) + 1 :])
     assert len(ids[: ids.index(-1)]) == (FAMILIES[family].bos is not None)
+
+
+def test_of_a_document_that_begins_with_words_all_is_learned_that_can_be(layout: str) -> None:
+    ids, supervised = laid(layout, [special(BOS), written("a small red bird", ends=True)])
+    assert supervised == [False] + [True] * (len(ids) - 1)
+    assert Collate(tokenizer(layout), 3, 0, ("documents",)).lay(
+        Sample("a", "documents", (special(BOS), written("a small red bird", ends=True)))
+    )
+
+
+def test_a_document_that_ends_with_an_image_ends(layout: str) -> None:
+    parts = [special(BOS), written("a small red bird", ends=False), image(PICTURE), written("", ends=True)]
+    ids, supervised = laid(layout, parts)
+    assert (ids[-2:], supervised[-2:]) == ([-1, tokenizer(layout)[EOS]], [False, True])
 
 
 def test_only_marks_of_images_are_added(family: str, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 
 from lab.config import SPLITS, DataSetParams
 from lab.errors import LabError
+from lab.samples.batch import Collate
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
 from lab.samples.indexing import build
 from lab.samples.mixture import Mixture
+from lab.samples.segments import ASSISTANT, BOS, EOS, SPECIAL_TOKENS, USER
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import World
@@ -138,6 +140,17 @@ def test_words_of_a_data_set_make_a_tokenizer_that_knows_all_its_texts(tmp_path:
         tokenizer.encode("It's a Dog")
 
 
+def test_special_tokens_in_the_texts_of_a_data_set_are_words(tmp_path: Path) -> None:
+    root, text = tmp_path / "set", "Is <eos>, <EOS>? <image_start>now<user>"
+    put(root, "talks.jsonl", [talk(0, text, text)])
+    data = opened(root)
+    tokenizer = Tokenizer.of_words(["red"], data.words())
+    laid = Collate(tokenizer, 4, 4, ("mine",)).lay(DataSource(data, "train", World()).sample(0, 0))
+    special = [tokenizer[one] for one in SPECIAL_TOKENS]
+    expected = [tokenizer[one] for one in (BOS, USER, ASSISTANT, EOS)]
+    assert [one for one in laid.ids if one in special] == expected
+
+
 def test_without_data_sets_a_tokenizer_is_as_it_was(tokenizer: Tokenizer, tasks: SceneTasks) -> None:
     again = Tokenizer.of_words(tasks.language.vocabulary(), [])
     assert again.tokenizer.backend_tokenizer.to_str() == tokenizer.tokenizer.backend_tokenizer.to_str()
@@ -147,6 +160,7 @@ _MEASURE = """
 import re, sys
 from pathlib import Path
 from lab.config import DataSetParams
+from lab.samples.batch import Collate
 from lab.samples.datasets import DataSet, DataSource
 from lab.samples.indexing import build
 from lab.scenes.world import World

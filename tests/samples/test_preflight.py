@@ -13,6 +13,8 @@ from lab.samples.batch import Collate, Stand
 from lab.samples.mixture import Mixture
 from lab.samples.preflight import faults_of, firsts_of, pieces_of, positions_of, scan
 from lab.samples.segments import (
+    BOS,
+    IMAGE_START,
     Picture,
     Sample,
     Segment,
@@ -21,6 +23,8 @@ from lab.samples.segments import (
     image,
     part_of_answer,
     question,
+    special,
+    written,
 )
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.language import Language
@@ -44,17 +48,12 @@ def unseen(supervised: bool = False) -> Segment:
     return Segment(picture=Picture(load, lambda: "key"), supervised=supervised)
 
 
-def told(text: str) -> Segment:
-    """What a document says."""
-    return Segment(text=text, supervised=True)
-
-
 def kinds(sample: Sample, collate: Collate, longest: int | None = None) -> set[str]:
     return {kind for kind, _ in faults_of(sample, collate.lay(sample), collate, longest)}
 
 
 def own(*segments: Segment) -> Sample:
-    return Sample("own/1", "own", (Segment(text="<bos>"), *segments))
+    return Sample("own/1", "own", (special(BOS), *segments))
 
 
 def test_the_built_in_tasks_have_no_faults(tasks: SceneTasks, collate: Collate) -> None:
@@ -72,9 +71,10 @@ def test_the_built_in_tasks_have_no_faults(tasks: SceneTasks, collate: Collate) 
         ((unseen(), question("what is red ?")), {"silent"}),
         ((question("red"), unseen(supervised=True), end_of_answer()), set()),
         ((question("red"), unseen(supervised=True)), {"endless"}),
-        ((told("red"), unseen(), told("blue <eos>")), set()),  # a document with images in it
-        ((told("red"), unseen(), told("blue")), {"endless"}),
-        ((unseen(), question("what is <image_start> red ?"), answer("yes")), {"misplaced"}),
+        ((written("red", ends=False), unseen(), written("blue", ends=True)), set()),  # a document
+        ((written("red", ends=False), unseen(), written("", ends=True)), set()),
+        ((written("red", ends=False), unseen(), written("blue", ends=False)), {"endless"}),
+        ((unseen(), special(IMAGE_START), question("what is red ?"), answer("yes")), {"misplaced"}),
         ((unseen(), question("what is red ?"), part_of_answer("yes")), {"endless"}),
         ((question("red"), part_of_answer("yes"), question("blue"), answer("no")), {"endless"}),
     ],

@@ -143,7 +143,8 @@ def interleaved(root: Path) -> None:
         ],
     }
     obelics = {"texts": [None, "Only this."], "images": ["2.png", None]}
-    put(root, "docs_shard_0.jsonl", [mmc4, obelics])
+    last = {"texts": ["Look.", None], "images": [None, "0.png"]}
+    put(root, "docs_shard_0.jsonl", [mmc4, obelics, last])
 
 
 def webdataset(root: Path) -> None:

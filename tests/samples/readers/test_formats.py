@@ -15,7 +15,7 @@ from lab.samples.datasets import DataSet, DataSource
 from lab.samples.images import LIMIT
 from lab.samples.indexing import build
 from lab.samples.readers.formats import FORMATS, recognise
-from lab.samples.segments import Sample
+from lab.samples.segments import SPECIAL_TOKENS, Sample
 from lab.scenes.world import World
 
 Make = Callable[[Path], None]
@@ -42,7 +42,7 @@ EXPECTED = {
         "[] <user> Is there a fork in the image? <assistant> | no*",
     ],
     "edits": ["[] <user> make it blue <assistant> | [*] | <eos>*"] * 2,
-    "interleaved": ["First.* | [] Then a cat.* | [] The end.*", "[] Only this.*"],
+    "interleaved": ["First.* | [] Then a cat.* | [] The end.*", "[] Only this.*", "Look.* | [] | <eos>*"],
     "webdataset": [
         "[] <user> describe the image <assistant> | a cat*",
         "[] <user> what? <assistant> | dog*",
@@ -74,7 +74,7 @@ def source(root: Path, name: str, split: str = "", **more: object) -> DataSource
 
 def shown(sample: Sample) -> str:
     words = []
-    for piece in OwnChat(str.split).lay_out(sample.segments[1:]):  # type: ignore[arg-type]
+    for piece in OwnChat(str.split, SPECIAL_TOKENS).lay_out(sample.segments[1:]):  # type: ignore[arg-type]
         if isinstance(piece, Run):
             text = " ".join(map(str, piece.ids))
             words.append(text.removesuffix(" <eos>") + "*" * all(piece.supervised))
