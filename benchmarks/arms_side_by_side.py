@@ -118,16 +118,7 @@ def training(overrides: Sequence[str]) -> Iterator[None]:
     digits = load_patches(split_instances(params.seed)["train"], world.variants, params.seed)
     tasks = SceneTasks(WorldSplit(world, digits, compose(world, digits, 20_000, 0)), params.world.turns)
     arm = new_arm(params, params.connectors[0], {}, Tokenizer.of_words(tasks.language.vocabulary()))
-    module = UnifiedTraining(
-        arm.model,
-        settings.trainable,
-        settings.image_weight,
-        arm.image_marks,
-        learning_rates=settings.learning_rate,
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = UnifiedTraining.of(arm, settings)
     module.on_train_start()
     optimizers: Any = module.configure_optimizers()
     optimizer = optimizers["optimizer"]

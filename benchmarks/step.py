@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from turns import assert_equal, ratio, take_turns
 
 MARKS = ("<!-- step: begin -->", "<!-- step: end -->")
 WARMUP = 3  # steps of a turn that are not counted
+TAIL = 5  # steps of the lab behind those counted: batches are then as far ahead of them as at their start
 
 
 def main() -> None:
@@ -92,7 +94,7 @@ class Arms:
         )
         self.tokenizer = Tokenizer.of_words(self.tasks.language.vocabulary())
         mix = next(iter(self.params.mixes.values()))
-        self.data = Mixture(self.tasks.sources(), mix, steps * self.settings.batch_size, 0)
+        self.data = Mixture(self.tasks.sources(), mix, (steps + TAIL) * self.settings.batch_size, 0)
         self.useful: dict[str, float] = {}
 
     def module(self) -> tuple[Any, Any]:
@@ -100,30 +102,21 @@ class Arms:
         from lab.models.arm import new_arm
         from lab.training.modules import UnifiedTraining
 
-        settings = self.settings
         arm = new_arm(self.params, self.params.connectors[0], {}, self.tokenizer)
-        module = UnifiedTraining(
-            arm.model,
-            settings.trainable,
-            settings.image_weight,
-            arm.image_marks,
-            learning_rates=settings.learning_rate,
-            steps=self.steps,
-            warmup=settings.warmup,
-            weight_decay=settings.weight_decay,
-        )
+        module = UnifiedTraining.of(arm, replace(self.settings, steps=self.steps))
         torch.manual_seed(0)
         return module, arm.collate(tuple(self.tasks.tasks))
 
     def lab(self, folder: Path, run: Any) -> tuple[list[float], float]:
-        """Losses of all steps, and processor seconds of those after the first."""
+        """Losses of the steps, and processor seconds of those after the warm-up."""
         from lab.training.fit import FitSettings, fit
 
         module, collate = self.module()
-        watch = Watch()
+        watch = Watch(self.steps)
         names = FitSettings.__dataclass_fields__
         settings = {key: value for key, value in vars(self.settings).items() if key in names}
-        settings |= {"steps": self.steps, "checkpoint_every": self.steps + 1, "log_every": 10}
+        steps = self.steps + TAIL
+        settings |= {"steps": steps, "checkpoint_every": steps + 1, "log_every": 10}
         with tempfile.TemporaryDirectory(dir=folder) as work, contextlib.redirect_stderr(io.StringIO()):
             fit(module, self.data, collate, FitSettings(**settings), Path(work), "step", run, [watch])
         return [float(loss) for loss in watch.losses], watch.seconds
@@ -172,17 +165,24 @@ class Arms:
 
 
 class Watch(pl.Callback):
-    """Keeps losses, and the processor's time from the end of the warm-up to the end of the last step."""
+    """Keeps losses, and the processor's time from the end of the warm-up to the end of a step.
 
-    def __init__(self) -> None:
+    Args:
+        steps: the last one that counts.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.losses: list[torch.Tensor] = []
         self.seconds = 0.0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append(outputs["loss"].detach())
+        if trainer.global_step <= self.steps:
+            self.losses.append(outputs["loss"].detach())
         if trainer.global_step == WARMUP:
             self._start = time.process_time()
-        self.seconds = time.process_time() - getattr(self, "_start", time.process_time())
+        elif trainer.global_step == self.steps:
+            self.seconds = time.process_time() - self._start
 
 
 if __name__ == "__main__":

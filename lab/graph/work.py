@@ -62,7 +62,7 @@ def _encoder(context: Context) -> dict[str, Any]:
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.language import Language
     from lab.scenes.world import read_split
-    from lab.training.modules import ContrastivePretraining
+    from lab.training.modules import ContrastivePretraining, schedule_of
 
     settings = context.params.fitted("encoder")
     args = (context.world.image_size,)
@@ -72,14 +72,7 @@ def _encoder(context: Context) -> dict[str, Any]:
     tokenizer = Tokenizer.of_words(language.vocabulary())
     encoder = build("encoder", spec, *args)
     model = ContrastiveModel(encoder, len(tokenizer))
-    module = ContrastivePretraining(
-        model,
-        settings.losses,
-        learning_rates={"": settings.learning_rate},
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = ContrastivePretraining(model, settings.losses, **schedule_of(settings))
     collate = RegionCollate(split, language, tokenizer)
     rows = Rows(len(split.scenes), context.params.seed)
     costs = context.fit(module, rows, collate, settings)
@@ -99,7 +92,7 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     from lab.samples.batch import Collate
     from lab.samples.mixture import Mixture
     from lab.samples.tokenizer import Tokenizer
-    from lab.training.modules import TextPretraining
+    from lab.training.modules import TextPretraining, schedule_of
 
     settings, params = context.params.fitted("text_decoder"), context.params
     tasks = context.tasks("train")
@@ -109,13 +102,7 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     spec = unadapted(spec)
     args = (len(tokenizer),)
     model = build("text_decoder", spec, *args)
-    module = TextPretraining(
-        model,
-        {"": settings.learning_rate},
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = TextPretraining(model, **schedule_of(settings))
     collate = Collate(tokenizer, 0, 0, tuple(tasks.tasks))
     mix = Mixture(tasks.sources(), {"text": 1.0}, settings.steps * settings.batch_size, params.seed)
     costs = context.fit(module, mix, collate, settings)
@@ -137,7 +124,7 @@ def _represent(context: Context) -> dict[str, Any]:
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.language import Language
     from lab.scenes.world import read_split
-    from lab.training.modules import RepresentationTraining
+    from lab.training.modules import RepresentationTraining, schedule_of
 
     settings, params, trained = context.params.fitted("represent"), context.params, context.parts
     encoder = load_component(trained["encoder"])
@@ -149,13 +136,7 @@ def _represent(context: Context) -> dict[str, Any]:
     torch.manual_seed(params.seed)
     connector = build("connector", spec, *args)
     model = RepresentationModel(encoder.requires_grad_(False), connector, len(tokenizer))
-    module = RepresentationTraining(
-        model,
-        {"": settings.learning_rate},
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = RepresentationTraining(model, **schedule_of(settings))
     collate = RegionCollate(split, language, tokenizer)
     costs = context.fit(module, Rows(len(split.scenes), params.seed), collate, settings)
     save_component(context.out / "connector", "connector", spec, args, connector)
@@ -170,7 +151,7 @@ def _image_decoder(context: Context) -> dict[str, Any]:
     from lab.registry import build
     from lab.samples.regions import PixelCollate, Rows
     from lab.scenes.world import read_split
-    from lab.training.modules import ImageDecoderTraining
+    from lab.training.modules import ImageDecoderTraining, schedule_of
 
     settings, params, trained = context.params.fitted("image_decoder"), context.params, context.parts
     built: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}
@@ -185,15 +166,7 @@ def _image_decoder(context: Context) -> dict[str, Any]:
     image_args = (*space, size)
     spec = params.spec("image_decoder", str(params.image_decoder))
     model = ImageAutoencoder(encoder, connector, build("image_decoder", spec, *image_args))
-    module = ImageDecoderTraining(
-        model,
-        settings.noise,
-        settings.trainable,
-        learning_rates={"": settings.learning_rate},
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = ImageDecoderTraining(model, settings.noise, settings.trainable, **schedule_of(settings))
     split = read_split(context.inputs["data"], context.world, "train")
     costs = context.fit(module, Rows(len(split.scenes), params.seed), PixelCollate(split), settings)
     save_component(context.out, "image_decoder", spec, image_args, model.image_decoder)  # type: ignore[arg-type]
@@ -266,16 +239,7 @@ def _train_arm(context: Context, arm: Arm, features: Features | None) -> dict[st
     if drawn and arm.model.visual_head is None:
         raise LabError(f"data set '{drawn[0]}': it has images to draw, but there is no visual_head")
     sources, settings = context.sources("train"), context.params.fitted(context.stage)
-    module = UnifiedTraining(
-        arm.model,
-        settings.trainable,
-        settings.image_weight,
-        arm.image_marks,
-        learning_rates=settings.learning_rate,
-        steps=settings.steps,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-    )
+    module = UnifiedTraining.of(arm, settings)
     collate = arm.collate(tuple(sources), features=features)
     dataset = context.mixture(context.stage, collate.length)
     faults = preflight(context, arm, dataset, collate)

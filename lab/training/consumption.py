@@ -76,8 +76,8 @@ class Tallied:
             digest = hashlib.blake2b(f"{position % self.batch_size} {name}".encode(), digest_size=_WIDTH)
             total += int.from_bytes(digest.digest())
             if source:
-                counted = (1, *size, *_images(item))
-                amounts.update({(source, amount): n for amount, n in zip(AMOUNTS, counted, strict=True)})
+                for amount, number in zip(AMOUNTS, (1, *size, *_images(item)), strict=True):
+                    amounts[source, amount] += number
         return batch, Tally(total % 2 ** (8 * _WIDTH), amounts)
 
 

@@ -14,8 +14,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lab.config import ROLES
+from lab.config import ROLES, FitParams, InstructParams
 from lab.errors import LabError, nearest
+from lab.models.arm import Arm
 from lab.models.autoencoder import ImageAutoencoder
 from lab.models.contrastive import ContrastiveModel
 from lab.models.representation import RepresentationModel
@@ -77,8 +78,8 @@ class StageModule(pl.LightningModule):
         self.fused = False  # whether the optimizer updates in one kernel
         self._by_share = False
         self._sharded: Sharded | None = None
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> (n,) of each
+        self._counts: dict[tuple[str, ...], Tensor] = {}
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, or of this process's part of it."""
@@ -135,27 +136,26 @@ class StageModule(pl.LightningModule):
 
     def add_log(self, name: str, total: Tensor, count: Tensor | float = 1.0) -> None:
         """Adds to a running mean that stays on the device."""
-        total = total.detach()
         # filled on the device: a number sent there would be waited for
-        weight = count.to(total.dtype) if isinstance(count, Tensor) else torch.full_like(total, count)
-        nothing = torch.zeros_like(total)
-        self._sums[name] = (
-            self._sums.get(name, nothing).to(total.device) + total
-        )  # a resumed sum is on the CPU
-        self._counts[name] = self._counts.get(name, nothing).to(total.device) + weight
+        weight = count if isinstance(count, Tensor) else torch.full_like(total, count)
+        self.add_logs((name,), total.view(1), weight.view(1))
+
+    def add_logs(self, names: tuple[str, ...], totals: Tensor, counts: Tensor) -> None:
+        """Adds (n,) totals and counts to running means that stay on the device."""
+        for sums, more in ((self._sums, totals.detach()), (self._counts, counts.to(totals.dtype))):
+            before = sums.get(names, torch.zeros_like(more))
+            sums[names] = before.to(more.device) + more  # a resumed sum is on the CPU
 
     def take_logs(self) -> dict[str, float]:
         """Means since the last call, over all processes; waits for the device."""
         sums, counts = self._sums, self._counts
-        if world() > 1 and sums:
-            total = mean_over_processes(
-                torch.stack([torch.stack([sums[name], counts[name]]) for name in sums])
-            )
-            sums = {name: total[index, 0] for index, name in enumerate(sums)}
-            counts = {name: total[index, 1] for index, name in enumerate(sums)}
-        means = {name: float(sums[name] / count) for name, count in counts.items() if float(count)}
         self._sums, self._counts = {}, {}
-        return means
+        if not sums:
+            return {}
+        names = [name for group in sums for name in group]
+        total = mean_over_processes(torch.stack([torch.cat(list(one.values())) for one in (sums, counts)]))
+        means, number = (total[0] / total[1]).tolist(), total[1].tolist()
+        return {name: mean for name, mean, count in zip(names, means, number, strict=True) if count}
 
     @contextmanager
     def unlogged(self) -> Iterator[None]:
@@ -224,9 +224,22 @@ class StageModule(pl.LightningModule):
         if batches := [part for part in parts_of(batch) if isinstance(part, Batch)]:  # still on the CPU
             self.tokens = sum(int(part.mask.sum()) for part in batches)
             self.positions = sum(part.ids.numel() for part in batches)
+        if device.type == "cpu":  # where it was made
+            return batch
         return (
             batch.to(device) if hasattr(batch, "to") else super().transfer_batch_to_device(batch, device, 0)
         )
+
+
+def schedule_of(settings: FitParams) -> dict[str, Any]:
+    """What the settings of a stage say of its optimizer: named arguments of every module."""
+    rates = settings.learning_rate  # type: ignore[attr-defined]  # by role, or one for all
+    return {
+        "learning_rates": rates if isinstance(rates, dict) else {"": rates},
+        "steps": settings.steps,
+        "warmup": settings.warmup,
+        "weight_decay": settings.weight_decay,
+    }
 
 
 def warmup_cosine(steps: int, warmup: int, floor: float = 0.05) -> Callable[[float], float]:
@@ -403,6 +416,17 @@ class UnifiedTraining(StageModule):
             if not any(part.startswith(role) for role in self.learning_rates):
                 raise LabError(f"trainable: {part}, but learning_rate has none for it")
 
+    @classmethod
+    def of(cls, arm: Arm, settings: InstructParams) -> UnifiedTraining:
+        """The training of an arm that the settings of a stage say."""
+        return cls(
+            arm.model,
+            settings.trainable,
+            settings.image_weight,
+            arm.image_marks,
+            **schedule_of(settings),
+        )
+
     def on_train_start(self) -> None:  # at the start of an epoch would not do: a resumed run is amid one
         self.model.train()
         for role in ROLES:
@@ -416,9 +440,10 @@ class UnifiedTraining(StageModule):
         text, image = self.weighed(torch.stack([losses.text, losses.image]), batch)
         total = text + self.image_weight * image
         self.add_log("loss", total, self.part)
-        for index, task in enumerate(batch.tasks):
-            self.add_log(f"loss_{task}", losses.text_sum[index], losses.text_count[index])
-            self.add_log(f"loss_{task}_image", losses.image_sum[index], losses.image_count[index])
+        names = tuple(f"loss_{task}{kind}" for task in batch.tasks for kind in ("", "_image"))
+        sums = torch.stack([losses.text_sum, losses.image_sum], dim=1)  # (tasks, 2)
+        counts = torch.stack([losses.text_count, losses.image_count], dim=1)
+        self.add_logs(names, sums.flatten(), counts.flatten())
         return total
 
     def counts(self, batch: Batch) -> Tensor:

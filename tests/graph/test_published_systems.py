@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,7 @@ def test_a_system_trains_what_its_recipe_says(name: str, scenes: SceneTasks) -> 
     assert int(batch.read.sum()) == len(batch.pixels_read) * arm.model.tokens_read
     stage = [one for one in params.recipe if one in UNIFIED][-1]
     settings = params.fitted(stage)
-    module = UnifiedTraining(
-        arm.model,
-        settings.trainable,
-        settings.image_weight,
-        arm.image_marks,
-        learning_rates=settings.learning_rate,
-        steps=4,
-        warmup=0,
-        weight_decay=0.1,
-    )
+    module = UnifiedTraining.of(arm, replace(settings, steps=4, warmup=0, weight_decay=0.1))
     before = {key: value.clone() for key, value in arm.model.state_dict().items()}
     optimizers: Any = module.configure_optimizers()
     module.on_train_start()
@@ -156,9 +148,8 @@ def test_a_frozen_language_model_says_what_it_said(scenes: SceneTasks) -> None:
         return found[text.mask][:, keep]
 
     before = logits()
-    settings = params.fitted("instruct")
-    schedule = {"learning_rates": settings.learning_rate, "steps": 4, "warmup": 0, "weight_decay": 0.1}
-    module = UnifiedTraining(arm.model, settings.trainable, 1.0, arm.image_marks, **schedule)
+    settings = replace(params.fitted("instruct"), steps=4, warmup=0, weight_decay=0.1)
+    module = UnifiedTraining.of(arm, settings)
     optimizers: Any = module.configure_optimizers()
     batch = batch_of(arm, params, scenes)
     for step in range(2):

@@ -306,8 +306,9 @@ def learn(arm: Arm, params: Params, batch: Batch) -> None:
     stage = params.stages.instruct
     assert stage is not None
     rates = dict.fromkeys(stage.learning_rate, 5e-3)
-    schedule = {"learning_rates": rates, "steps": 10 * STEPS, "warmup": 0, "weight_decay": 0.0}
-    module = UnifiedTraining(arm.model, stage.trainable, stage.image_weight, arm.image_marks, **schedule)
+    module = UnifiedTraining.of(
+        arm, replace(stage, learning_rate=rates, steps=10 * STEPS, warmup=0, weight_decay=0.0)
+    )
     frozen = {name: p.clone() for name, p in arm.model.named_parameters() if not p.requires_grad}
     moving = (
         params.targets == "connector" and "connector" in stage.trainable
