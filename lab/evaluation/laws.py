@@ -179,8 +179,7 @@ def fit_law(seen: Observations, seed: int = 0, resamples: int = RESAMPLES) -> La
         return _refused(
             seen,
             f"a law needs at least {LEAST_AMOUNTS} amounts of the task's own samples and {LEAST_CELLS} pairs "
-            "of "
-            f"amounts; there are {amounts} and {seen.cells}",
+            f"of amounts; there are {amounts} and {seen.cells}",
         )
     if seen.total <= 1e-12 * max(1.0, float((seen.error**2).sum())):
         return _refused(seen, "the metric is the same everywhere")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 
@@ -49,6 +49,8 @@ _STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
 }
 
+Shown = TypeVar("Shown")
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -75,6 +77,29 @@ def styled() -> Iterator[None]:
 def pick(palette: Sequence[str], names: Sequence[str], name: str) -> str:
     """The colour or marker of one of several names."""
     return palette[names.index(name) % len(palette)]
+
+
+def draw_each(
+    wanted: Sequence[tuple[str, str, str, Callable[[Shown], Figure | None]]], shown: Shown, folder: Path
+) -> list[Plot]:
+    """Draws a page's pictures, and removes those of an earlier page for which there are no numbers now.
+
+    Args:
+        wanted: Name of the file, title, caption, and what draws it; None is no picture.
+        shown: What each of them is given.
+        folder: Where the PNGs go.
+    """
+    drawn = []
+    for name, title, caption, figure_of in wanted:
+        path = folder / f"{name}.png"
+        with styled():
+            figure = figure_of(shown)
+            if figure is None:
+                path.unlink(missing_ok=True)
+                continue
+            save(figure, path)
+        drawn.append(Plot(path, title, caption))
+    return drawn
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lab.reports.look import COLOURS, INK, LINES, PALE, QUIET, Plot, save, styled
+from lab.reports.look import COLOURS, INK, LINES, PALE, QUIET, Plot, draw_each
 from lab.reports.measures import measure_of
 from lab.reports.sweep import short
 from lab.search.results import Record, Sweep
@@ -28,22 +28,14 @@ def draw(sweep: Sweep, explained: Mapping[str, Mapping[str, float]], folder: Pat
         explained: objective -> setting -> share of the differences that it explains.
         folder: where the PNGs go.
     """
-    drawn = []
-    with styled():
-        for name, title, figure in (
-            ("front", "Pareto front", front(sweep)),
-            ("history", "Optimisation history", history(sweep)),
-            ("importance", "What mattered", importance(sweep, explained)),
-            ("slice", "Each setting alone", slices(sweep)),
-            ("parallel", "All settings together", parallel(sweep)),
-        ):
-            path = folder / f"{name}.png"
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            save(figure, path)
-            drawn.append(Plot(path, title, ""))
-    return drawn
+    wanted: list[tuple[str, str, str, Callable[[Sweep], Figure | None]]] = [
+        ("front", "Pareto front", "", front),
+        ("history", "Optimisation history", "", history),
+        ("importance", "What mattered", "", lambda shown: importance(shown, explained)),
+        ("slice", "Each setting alone", "", slices),
+        ("parallel", "All settings together", "", parallel),
+    ]
+    return draw_each(wanted, sweep, folder)
 
 
 def front(sweep: Sweep) -> Figure | None:

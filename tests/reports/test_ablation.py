@@ -25,8 +25,11 @@ from lab.reports.ablation.design import DesignedArm
 from lab.reports.ablation.effects import CELLS, TIMES, Effect, effects, model_of
 from lab.reports.ablation.estimates import Measured
 from lab.reports.ablation.results import read_results
+from lab.reports.ablation.tables import sharing
 from lab.reports.ablation.verdict import judge
 from lab.reports.measures import GENERATION, UNDERSTANDING, measure_of
+
+from .conftest import write_cost
 
 Make = Callable[..., Path]
 QUERIES = {"connector": ["linear", "q_former"], "mix": ["understanding", "even"], "queries": ["few", "many"]}
@@ -447,6 +450,22 @@ def test_a_budget_that_differs_by_more_than_a_percent_is_labelled(
     labelled = [note for note in notes(found) if "different budgets: from 6,400 samples" in note]
     assert bool(labelled) == said
     assert any("Off the declared 6,400 samples" in note for note in notes(found)) == said
+
+
+def test_shared_features_are_named(ablation: Make) -> None:
+    folder = ablation()
+    assert not any("cached features" in line for line in sharing(analysed(folder)))
+
+    def cache(content: dict[str, Any]) -> None:
+        for arm in content["arms"].values():
+            for seed, nodes in arm["cost"].items():
+                nodes.insert(2, f"instruct_features@{arm['levels']['mix']}-s{seed}")
+
+    edit(folder, cache)
+    for mix in ("understanding", "even"):
+        write_cost(folder, f"instruct_features@{mix}-s0", train_seconds=5.0)
+    (said,) = [line for line in sharing(analysed(folder)) if "cached features" in line]
+    assert "instruct_features@even-s0 (used 2 times)" in said
 
 
 def test_training_that_no_seed_repeats_is_named(ablation: Make) -> None:

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from lab.reports.ablation.analysis import Analysis, Column
 from lab.reports.ablation.effects import TIMES, Effect, change_of
 from lab.reports.ablation.estimates import Ends
-from lab.reports.look import COLOURS, INK, MARKERS, PALE, QUIET, Plot, pick, save, styled
+from lab.reports.look import COLOURS, INK, MARKERS, PALE, QUIET, Plot, draw_each, pick, save, styled
 from lab.reports.measures import GENERATION, UNDERSTANDING
 from lab.reports.samples import Samples, grid
 
@@ -73,17 +73,7 @@ def draw(analysis: Analysis, samples: Samples | None, folder: Path) -> list[Plot
             front,
         ),
     ]
-    drawn = []
-    for name, title, caption, figure_of in wanted:
-        path = folder / f"{name}.png"
-        with styled():
-            figure = figure_of(analysis)
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            save(figure, path)
-        drawn.append(Plot(path, title, caption))
-    return [*drawn, *_samples(samples, folder)]
+    return [*draw_each(wanted, analysis, folder), *_samples(samples, folder)]
 
 
 def claim(analysis: Analysis) -> Figure | None:

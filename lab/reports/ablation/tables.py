@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lab.models.caching import FEATURES
 from lab.reports.ablation.analysis import Analysis, Column, effect_notes, notes, probability
 from lab.reports.ablation.cost import amount_of
 from lab.reports.ablation.effects import Effect
@@ -166,6 +167,10 @@ def sharing(analysis: Analysis) -> list[str]:
             if unit in one.spent
         ]
         lines += [f"Most of it: {', '.join(names)}."] if names else []
+    cached = [one for one in cost.shared if one.node.partition("@")[0] in FEATURES]
+    if cached:
+        used = ", ".join(f"{one.node} (used {one.uses} times)" for one in cached)
+        lines.append(f"Arms share the cached features of frozen encoders, too: {used}.")
     return lines
 
 

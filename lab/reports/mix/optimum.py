@@ -17,6 +17,7 @@ from lab.reports.mix.trials import GROUPS, Trial
 
 SHARES = np.linspace(0, 1, 101)  # of understanding
 FLAT = 0.01  # of the preferred mean: mixes that lose less are as good
+_EQUAL = 1e-9  # what rounding leaves of no difference
 _SLACK = 1.01  # by which a total may exceed a budget: rounding of shares
 
 
@@ -32,6 +33,13 @@ class Budget:
         """`5,120 samples`."""
         return f"{self.amount:,.0f} {'samples' if self.unit == 'samples' else 'seconds of training'}"
 
+    @property
+    def title(self) -> str:
+        """`5,120 training samples of the last stage`, what the mix is of."""
+        if self.unit == "samples":
+            return f"{self.amount:,.0f} training samples of the last stage"
+        return f"{self.amount:,.0f} seconds of the last stage's training"
+
 
 @dataclass(frozen=True)
 class Path:
@@ -46,6 +54,10 @@ class Path:
         """Whether no mix of the budget lies within what was measured."""
         return not bool(self.covered.any())
 
+    def total(self, share: float) -> float:
+        """Samples of both that the budget allows at a share of understanding."""
+        return float(np.interp(share, SHARES, self.understanding + self.generation))
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -54,7 +66,8 @@ class Measurement:
     Attributes:
         name: The arm.
         value: Its preferred mean.
-        lead: Over the runner-up: value and 95% interval over seeds; None without one, or with one seed.
+        lead: Over the runner-up: value and 95% interval over seeds; None without one, with one seed, or where
+            seeds coincide, which show no spread to judge by.
         second: The runner-up.
     """
 
@@ -73,7 +86,8 @@ class Optimum:
         path: The mixes among which it was sought.
         share: Of understanding in it; nan where laws are missing.
         interval: 95% interval of the share, by bootstrap.
-        flat: Lowest and highest share whose preferred mean is within FLAT of the best.
+        flat: Lowest and highest share up to which, from the best one on, the preferred mean stays within FLAT
+            of the best.
         mean, low, high: Preferred mean along the path with its 95% band, (101,) each; empty where laws are
             missing.
         values: Metric -> predicted value at the best share, with its 95% interval.
@@ -223,7 +237,7 @@ def best_mix(
     place = int(np.where(allowed, mean, -np.inf).argmax())
     places = np.where(allowed, drawn, -np.inf).argmax(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    alike = SHARES[allowed & (mean >= mean[place] - FLAT)]
+    first, last = _stretch(allowed & (mean >= mean[place] - FLAT), place)
     values = {}
     for name in weights:
         ends = np.quantile(draws[name][:, place], [0.025, 0.975])
@@ -234,7 +248,7 @@ def best_mix(
         path,
         float(SHARES[place]),
         (float(span[0]), float(span[1])),
-        (float(alike.min()), float(alike.max())),
+        (float(SHARES[first]), float(SHARES[last])),
         mean,
         low,
         high,
@@ -250,13 +264,10 @@ def preferred(trial: Trial, weights: Mapping[str, float]) -> float:
 
 
 def _measured(trials: Sequence[Trial], weights: Mapping[str, float], path: Path) -> Measurement | None:
-    most = float((path.understanding + path.generation).max()) * _SLACK
     by_arm: dict[str, dict[int, float]] = {}
     for trial in trials:
-        if (
-            trial.amounts.understanding + trial.amounts.generation <= most
-            and weights.keys() <= trial.metrics.keys()
-        ):
+        amounts = trial.amounts
+        if amounts.total <= path.total(amounts.share) * _SLACK and weights.keys() <= trial.metrics.keys():
             by_arm.setdefault(trial.name, {})[trial.seed] = preferred(trial, weights)
     ranked = sorted(by_arm, key=lambda name: -float(np.mean(list(by_arm[name].values()))))
     if not ranked:
@@ -264,10 +275,17 @@ def _measured(trials: Sequence[Trial], weights: Mapping[str, float], path: Path)
     first, second = by_arm[ranked[0]], by_arm[ranked[1]] if len(ranked) > 1 else {}
     both = sorted(first.keys() & second.keys())
     lead = None
-    if len(both) > 1:
-        differences = [first[seed] - second[seed] for seed in both]
+    differences = [first[seed] - second[seed] for seed in both]
+    if len(both) > 1 and np.ptp(differences) > _EQUAL:
         lead = (float(np.mean(differences)), *t_interval(differences))
     return Measurement(ranked[0], float(np.mean(list(first.values()))), lead, ranked[1] if second else "")
+
+
+def _stretch(wanted: np.ndarray, place: int) -> tuple[int, int]:
+    """First and last place of the unbroken run of `wanted`, (n,), that holds a place."""
+    others = np.flatnonzero(~wanted)
+    before, after = others[others < place], others[others > place]
+    return int(before.max(initial=-1)) + 1, int(after.min(initial=len(wanted))) - 1
 
 
 def within(cells: set[tuple[float, float]], x: float, y: float) -> bool:

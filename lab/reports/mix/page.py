@@ -28,10 +28,9 @@ _HOW_LAWS = (
 )
 _HOW_SYNERGY = (
     "Arms with equal samples of a metric's own task are compared, seed by seed, and averaged over the "
-    "amounts of it. "
-    "“interaction”: how much the change differs between the most and the fewest samples of its own. More "
-    "samples of "
-    "the other task also mean more training steps: this is what adding data does, not what trading it does."
+    "amounts of it. “interaction”: how much the change differs between the most and the fewest samples of "
+    "its own. More samples of the other task also mean more training steps: this is what adding data does, "
+    "not what trading it does."
 )
 
 

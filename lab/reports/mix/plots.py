@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.evaluation.curves import Array
-from lab.reports.look import COLOURS, INK, MARKERS, QUIET, Plot, save, styled
+from lab.reports.look import COLOURS, INK, MARKERS, QUIET, Plot, draw_each
 from lab.reports.measures import Measure
 from lab.reports.mix.prediction import best
 from lab.reports.mix.scales import half_width, short
@@ -36,17 +36,15 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
             "surfaces",
             "Each metric over both amounts of data",
             "Dots are the measured mixes, their colour and number the mean over seeds. Behind them the "
-            "fitted "
-            "law; where there is none, straight lines between dots. Nothing is coloured beyond the measured "
-            "range. Axes are stretched at the lower end.",
+            "fitted law; where there is none, straight lines between dots. Nothing is coloured beyond the "
+            "measured range. Axes are stretched at the lower end.",
             surfaces,
         ),
         (
             "laws",
             "Laws",
             "Against the samples of the metric's own task; a colour is an amount of the other task's. Dots "
-            "are "
-            "means over seeds with 95% intervals (Student's t), lines the law, shades its 95% confidence "
+            "are means over seeds with 95% intervals (Student's t), lines the law, shades its 95% confidence "
             "band.",
             laws,
         ),
@@ -54,16 +52,16 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
             "synergy",
             "Does one task's data help the other?",
             "Change of each metric from the fewest to the most samples of the other task, with the samples "
-            "of its "
-            "own task fixed; 95% intervals over seeds. Filled: significant at 5% after Holm's correction.",
+            "of its own task fixed; 95% intervals over seeds. Filled: significant at 5% after Holm's "
+            "correction.",
             synergy,
         ),
         (
             "best",
             "The best mix",
             "What the laws predict along all mixes of the budget, with 95% bands; dots are measured mixes of "
-            "this "
-            "total, seed by seed. The vertical line is the predicted best, the grey span its 95% interval.",
+            "this total, seed by seed. The vertical line is the predicted best, the grey span its 95% "
+            "interval.",
             best,
         ),
         (
@@ -75,17 +73,7 @@ def draw(study: Study, folder: Path) -> dict[str, Plot]:
             fronts,
         ),
     ]
-    drawn = {}
-    for name, title, caption, figure_of in wanted:
-        path = folder / f"{name}.png"
-        with styled():
-            figure = figure_of(study)
-            if figure is None:
-                path.unlink(missing_ok=True)
-                continue
-            save(figure, path)
-        drawn[name] = Plot(path, title, caption)
-    return drawn
+    return {plot.path.stem: plot for plot in draw_each(wanted, study, folder)}
 
 
 def synergy(study: Study) -> Figure | None:
@@ -201,11 +189,11 @@ def _predicted(axes: Axes, study: Study, setting: str, colour: str) -> None:
 
 
 def _by_arm(trials: Sequence[Trial], measures: Sequence[Measure]) -> dict[str, list[Array]]:
-    """Arm -> values of each metric over seeds, in the shown unit."""
-    names = list(dict.fromkeys(trial.name for trial in trials))
+    """Arm -> values of each metric over seeds, in the shown unit; of trials that have all of the metrics."""
+    known = [trial for trial in trials if all(measure.name in trial.metrics for measure in measures)]
     return {
-        name: [np.array([t.metrics[m.name] * m.factor for t in trials if t.name == name]) for m in measures]
-        for name in names
+        name: [np.array([t.metrics[m.name] * m.factor for t in known if t.name == name]) for m in measures]
+        for name in dict.fromkeys(trial.name for trial in known)
     }
 
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from lab.reports.look import COLOURS, INK, PALE
 from lab.reports.mix.optimum import SHARES, Optimum, preferred
 from lab.reports.mix.study import Study
-from lab.reports.mix.trials import Trial
 
 
 def best(study: Study) -> Figure | None:
@@ -34,16 +33,12 @@ def _along(axes: Axes, study: Study, one: Optimum) -> None:
     shares = SHARES[covered] * 100
     axes.axvspan(one.interval[0] * 100, one.interval[1] * 100, color=PALE, alpha=0.4, linewidth=0)
     axes.axvline(one.share * 100, color=INK, linewidth=1.2)
-    totals = one.path.understanding + one.path.generation
     measured = [
         trial
         for trial in study.of(one.setting)
-        if abs(
-            (trial.amounts.understanding + trial.amounts.generation) / totals[int(_share(trial) * 100)] - 1
-        )
-        < 0.02
+        if abs(trial.amounts.total / one.path.total(trial.amounts.share) - 1) < 0.02
     ]
-    places = [_share(trial) * 100 for trial in measured]
+    places = [trial.amounts.share * 100 for trial in measured]
     for number, name in enumerate(study.weights):
         found = study.fits[one.setting, name]
         low, high = found.band(one.path.understanding[covered], one.path.generation[covered])
@@ -65,9 +60,4 @@ def _along(axes: Axes, study: Study, one: Optimum) -> None:
 
 
 def _titled(study: Study, setting: str) -> str:
-    return study.budget.said + (f", {setting}" if setting else "")
-
-
-def _share(trial: Trial) -> float:
-    both = trial.amounts.understanding + trial.amounts.generation
-    return trial.amounts.understanding / both if both else 0.0
+    return study.budget.title + (f", {setting}" if setting else "")

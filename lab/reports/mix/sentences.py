@@ -21,8 +21,7 @@ def central(study: Study) -> list[str]:
     if not study.synergies:
         lines.append(
             "Whether one task's data helps the other cannot be told here: no two arms agree in the samples "
-            "of one "
-            "task and differ in those of the other."
+            "of one task and differ in those of the other."
         )
     return [*lines, *(best_sentence(study, one) for one in study.optima)]
 
@@ -88,7 +87,7 @@ def measured_best(one: Optimum) -> str:
         f"Best of the measured mixes within the budget: {found.name}, preferred mean {found.value * 100:.1f}%"
     )
     if found.lead is None:
-        return f"{said}; one seed or one mix, so nothing to compare it with."
+        return f"{said}; one seed, one mix or seeds that coincide: its lead cannot be judged."
     value, low, high = found.lead
     decided = "" if low > 0 else ", so which of the two is better is undecided"
     return (
@@ -145,8 +144,7 @@ def earlier(amounts: Amounts | None) -> str:
         return ""
     return (
         f"Before its own mix every arm has seen about {amounts.understanding:,.0f} samples of understanding "
-        "and "
-        f"{amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond "
+        f"and {amounts.generation:,.0f} of generation in stages that arms share: 0 samples means none beyond "
         "these."
     )
 

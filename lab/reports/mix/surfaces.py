@@ -25,8 +25,12 @@ _LISTED = 6  # amounts of the other task that a legend names
 
 def surfaces(study: Study) -> Figure | None:
     """Metrics over the plane of amounts: a row a setting with cells that span it."""
-    rows = [setting for setting in study.settings if _spans(study.of(setting))]
-    if not rows or not study.measures:
+    rows = [
+        setting
+        for setting in study.settings
+        if any(_spans(study.of(setting), measure) for measure in study.measures)
+    ]
+    if not rows:
         return None
     columns = min(_COLUMNS, len(study.measures))
     lines = -(-len(study.measures) // columns)
@@ -41,6 +45,8 @@ def surfaces(study: Study) -> Figure | None:
         axes.set_visible(False)
     for row, setting in enumerate(rows):
         for number, measure in enumerate(study.measures):
+            if not _spans(study.of(setting), measure):
+                continue
             axes = grid[row * lines + number // columns][number % columns]
             axes.set_visible(True)
             _surface(axes, study.of(setting), measure, study.fit(setting, measure.name))
@@ -167,10 +173,10 @@ def _curve(axes: Axes, found: Fit, known: Sequence[float], other: float, colour:
     axes.plot(path, found.value(*sides) * factor, color=colour, linewidth=1.6, label=label or None)
 
 
-def _spans(trials: Sequence[Trial]) -> bool:
-    """Whether mixes lie on no single line."""
-    places = np.array([[1.0, trial.amounts.understanding, trial.amounts.generation] for trial in trials])
-    return bool(np.linalg.matrix_rank(places) == 3)
+def _spans(trials: Sequence[Trial], measure: Measure) -> bool:
+    """Whether the mixes that have a metric lie on no single line."""
+    places = np.array([[1.0, *cell] for cell in _cells(trials, measure)])
+    return bool(places.size and np.linalg.matrix_rank(places) == 3)
 
 
 def _cells(trials: Sequence[Trial], measure: Measure) -> dict[tuple[float, float], list[float]]:

@@ -17,7 +17,7 @@ from lab.reports.mix import tables
 from lab.reports.mix.page import Frame, page, table
 from lab.reports.mix.plots import draw
 from lab.reports.mix.study import Study, Wish, study_mixes
-from lab.reports.mix.trials import Trial, amounts_of, levelled, varies
+from lab.reports.mix.trials import Amounts, Trial, amounts_of, varies
 from lab.reports.mix.write import publish
 from lab.samples.mix import MixTree, parse
 from lab.tracking.source import git_tags
@@ -91,11 +91,12 @@ def trials_of_sweep(records: Sequence[Record], folder: Path) -> list[Trial]:
         stage = params.stages.instruct
         if stage is None:
             continue
-        amounts = amounts_of(_shares(next(iter(params.mixes.values()))), stage.steps * stage.batch_size)
+        drawn = amounts_of(_shares(next(iter(params.mixes.values()))), stage.steps * stage.batch_size)
+        amounts = Amounts(*map(round, (drawn.understanding, drawn.generation, drawn.neither)))
         seconds = math.nan if record.seconds is None else record.seconds
         setting = " ".join(str(record.settings.get(role)) for role in words)
         trials.append(Trial(f"trial {record.number}", setting, params.seed, amounts, record.metrics, seconds))
-    return levelled(trials)
+    return trials
 
 
 def _shares(tree: MixTree) -> dict[str, float]:

@@ -92,17 +92,14 @@ def latex(study: Study) -> str:
     if rows := synergy_rows(study):
         caption = (
             "Change of each metric by the other task's samples, at fixed samples of its own; 95\\% intervals "
-            "by "
-            "Student's $t$ over seeds, $p$ after Holm's correction."
+            "by Student's $t$ over seeds, $p$ after Holm's correction."
         )
         parts += _latex(f"tab:{label}-synergy", caption, SYNERGY_HEADS, rows, "llrrrrl")
     if rows := law_rows(study):
         caption = (
             "Fitted laws, error $= c + (a - c) / (1 + (N/h)^k)$ with $N$ the own samples plus the exchange "
-            "times the "
-            "other's: start $a$, half after $h$, power $k$, floor $c$. 95\\% intervals by bootstrap over "
-            "seeds and "
-            "cells. The miss is the error at mixes that were left out."
+            "times the other's: start $a$, half after $h$, power $k$, floor $c$. 95\\% intervals by "
+            "bootstrap over seeds and cells. The miss is the error at mixes that were left out."
         )
         parts += _latex(f"tab:{label}-laws", caption, LAW_HEADS, rows, "lrrrrrrrrl")
     return "\n".join([*parts, ""])

@@ -35,7 +35,13 @@ class Amounts:
 
     @property
     def total(self) -> float:
-        return self.understanding + self.generation + self.neither
+        """Of both groups: what a budget of samples counts."""
+        return self.understanding + self.generation
+
+    @property
+    def share(self) -> float:
+        """Of understanding in the total; 0 of nothing."""
+        return self.understanding / self.total if self.total else 0.0
 
     def of(self, group: str) -> float:
         return self.understanding if group == UNDERSTANDING else self.generation
@@ -170,7 +176,10 @@ def _data_sets(folder: Path, node: str) -> dict[str, str]:
 
 
 def levelled(trials: Sequence[Trial]) -> list[Trial]:
-    """Amounts that differ by rounding alone become one number, so that they can be compared."""
+    """Amounts that differ by rounding alone become one number, so that they can be compared.
+
+    None is never some: an amount of 0 stays what it is.
+    """
     understanding = _clusters([trial.amounts.understanding for trial in trials])
     generation = _clusters([trial.amounts.generation for trial in trials])
     return [
@@ -180,7 +189,7 @@ def levelled(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _clusters(values: Sequence[float]) -> list[float]:
-    """Each value's cluster median, in whole samples."""
+    """Each value's cluster median, in whole samples; no cluster is wider than rounding makes it."""
     if not values:
         return []
     order = np.argsort(values)
@@ -188,7 +197,7 @@ def _clusters(values: Sequence[float]) -> list[float]:
     found = [0.0] * len(values)
     group: list[int] = []
     for place in [*order, None]:
-        if place is not None and (not group or values[place] - values[group[-1]] <= near):
+        if place is not None and (not group or _close(values[group[0]], values[place], near)):
             group.append(int(place))
             continue
         middle = float(round(values[group[(len(group) - 1) // 2]]))
@@ -196,6 +205,10 @@ def _clusters(values: Sequence[float]) -> list[float]:
             found[member] = middle
         group = [] if place is None else [int(place)]
     return found
+
+
+def _close(least: float, value: float, near: float) -> bool:
+    return value == least or (least > 0 and value - least <= near)
 
 
 def _beside(arms: Sequence[tuple[str, Mapping[str, str]]], amounts: Mapping[str, Amounts]) -> set[str]:

@@ -138,6 +138,5 @@ def _without_scores(results: Results) -> list[str]:
         return []
     return [
         "Scores of single samples are not at hand (dvc pull brings them): intervals are over seeds alone, "
-        "and take "
-        "the test samples as given."
+        "and take the test samples as given. No width, as at 0 and 100%, is no certainty."
     ]

@@ -19,10 +19,10 @@ from lab.reports.measures import measure_of
 from lab.reports.mix import Wish, report_ablation
 from lab.reports.mix.optimum import read_budget, read_preference, within
 from lab.reports.mix.study import Study
-from lab.reports.mix.trials import Amounts, amounts_of, earlier_mix, trials_of
+from lab.reports.mix.trials import Amounts, Trial, amounts_of, earlier_mix, levelled, trials_of
 from lab.reports.mix.write import study_ablation
 
-from .conftest import rate
+from .conftest import make_mixes, rate
 
 Make = Callable[..., Path]
 ROOT = Path(__file__).parents[3]
@@ -49,6 +49,22 @@ def test_amounts_are_measured_and_settings_are_what_is_beside_them(mixes: Make) 
     assert earlier_mix(results) == Amounts(1200, 400)
     alone = trials_of(read_results(mixes(connectors=("linear",))))
     assert {trial.setting for trial in alone} == {""}
+
+
+@pytest.mark.parametrize(
+    ("amounts", "expected"),
+    [
+        ([5118, 5120, 5133, 1275, 1284], [5120, 5120, 5120, 1275, 1275]),  # shares are exact to 1/256
+        ([0, 320, 51200], [0, 320, 51200]),  # a few samples are not none
+        (list(range(40, 5160, 40)), None),  # each near the next, the first far from the last
+    ],
+)
+def test_amounts_that_rounding_tells_apart_are_one(amounts: list[int], expected: list[int] | None) -> None:
+    trials = [Trial(str(u), "", 0, Amounts(u, 5120), {}, 1.0) for u in amounts]
+    found = [trial.amounts.understanding for trial in levelled(trials)]
+    if expected:
+        assert found == expected
+    assert all(abs(one - amount) <= 0.01 * max(amounts) for one, amount in zip(found, amounts, strict=True))
 
 
 def test_help_is_told_from_harm_and_from_nothing(mixes: Make) -> None:
@@ -113,6 +129,52 @@ def test_a_budget_may_be_one_of_seconds(mixes: Make) -> None:
     assert best.path.generation[0] == pytest.approx(2560, rel=1e-3)
 
 
+def test_a_measured_mix_that_takes_too_long_is_beyond_a_budget_of_seconds(mixes: Make) -> None:
+    """5,120 samples of understanding take 56 s, as many of generation 107 s."""
+    (best,) = study(mixes(connectors=("linear",)), "generation=1", budget="56.2s").optima
+    assert best.measured is not None
+    understanding, generation = map(int, re.findall(r"[ug](\d+)", best.measured.name))
+    assert generation > 0
+    assert 5 + 0.01 * understanding + 0.02 * generation <= 56.2 * 1.01
+
+
+def test_mixes_as_good_as_the_best_reach_no_further_than_the_first_worse_one(mixes: Make) -> None:
+    """Both ends of the budget are good and its middle is not."""
+
+    def steep(own: float) -> float:
+        return 1 - 0.9 / (1 + (own / 3000) ** 6)
+
+    folder = mixes(
+        understood=lambda c, u, g: steep(u),
+        drawn=lambda c, u, g: steep(g),
+        connectors=("linear",),
+        spread=0.001,
+    )
+    (best,) = study(folder, budget="5120").optima
+    low, high = best.flat
+    assert best.known
+    assert min(best.mean[0], best.mean[-1]) > best.mean.max() - 0.01  # both ends are as good
+    assert low <= best.share <= high
+    assert high - low < 0.5
+
+
+def test_seeds_that_coincide_do_not_decide_which_mix_is_best(mixes: Make) -> None:
+    (best,) = study(mixes(connectors=("linear",), spread=0)).optima
+    assert best.measured is not None
+    assert best.measured.second
+    assert best.measured.lead is None
+
+
+def test_a_setting_that_lacks_a_metric_is_shown_by_the_others(mixes: Make) -> None:
+    folder = mixes(claim=False)
+    for path in (folder / "metrics" / "evaluate").glob("perceiver*"):
+        content = json.loads(path.read_text())
+        del content["metrics"]["generation/digit"]
+        path.write_text(json.dumps(content))
+    report_ablation(folder, Wish())
+    assert {"surfaces.png", "fronts.png"} <= {path.name for path in (folder / "output" / "report").iterdir()}
+
+
 def test_what_lies_beyond_the_measured_is_said(mixes: Make) -> None:
     folder = mixes(connectors=("linear",))
     (best,) = study(folder, budget="100000").optima
@@ -143,34 +205,36 @@ def test_one_mix_alone_is_reported_without_mixes(mixes: Make) -> None:
     assert "All arms have the same mix" in page(folder)
 
 
-def test_the_page_needs_nothing_but_itself(mixes: Make) -> None:
-    folder = mixes(connectors=("linear",))
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ablation of one setting, with its report."""
+    folder = make_mixes(tmp_path_factory.mktemp("mine"), connectors=("linear",))
     report_ablation(folder, Wish())
-    text = page(folder)
+    return folder
+
+
+def test_the_page_needs_nothing_but_itself(reported: Path) -> None:
+    text = page(reported)
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text)
     assert "http" not in re.sub(r"data:image/png;base64,[^\"]*", "", text)
     for heading in ("Design", "Results", "Laws", "The best mix", "Pareto fronts", "Cost", "Reproduce it"):
         assert f"<h2>{heading}</h2>" in text
-    made = {path.name for path in (folder / "output" / "report").iterdir()}
+    made = {path.name for path in (reported / "output" / "report").iterdir()}
     assert {"surfaces.png", "laws.png", "synergy.png", "best.png", "fronts.png", "report.tex"} <= made
 
 
-def test_numbers_of_the_page_are_those_of_the_files(mixes: Make) -> None:
-    folder = mixes(connectors=("linear",))
-    report_ablation(folder, Wish())
-    content = json.loads((folder / "output" / "report" / "report.json").read_text())["mixes"]
+def test_numbers_of_the_page_are_those_of_the_files(reported: Path) -> None:
+    content = json.loads((reported / "output" / "report" / "report.json").read_text())["mixes"]
     effect = next(one for one in content["synergies"] if one["metric"] == "generation/digit")
     law = next(one for one in content["laws"] if one["metric"] == "generation/digit")
-    text = page(folder)
+    text = page(reported)
     assert f"<td>{effect['change'] * 100:+.1f}</td>" in text
     assert f"{law['exchange'][0]:+.2f} ({law['exchange'][1]:+.2f} to {law['exchange'][2]:+.2f})" in text
     assert f"{content['best'][0]['share_of_understanding']:.0%} understanding" in text
 
 
-def test_tables_are_latex(mixes: Make, tmp_path: Path) -> None:
-    folder = mixes(connectors=("linear",))
-    report_ablation(folder, Wish())
-    text = (folder / "output" / "report" / "report.tex").read_text()
+def test_tables_are_latex(reported: Path) -> None:
+    text = (reported / "output" / "report" / "report.tex").read_text()
     assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3
     for body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S)[1:]:
         columns, rows = body

@@ -67,6 +67,16 @@ def test_amounts_follow_from_what_trials_set(folder: Path) -> None:
     assert {trial.setting for trial in trials} == {""}
 
 
+def test_amounts_of_many_mixes_stay_apart(folder: Path) -> None:
+    """A sweep draws shares at will: near ones are not one."""
+    settings = records()[0].settings
+    many = [
+        Record(n, {**settings, "mixes.swept": {"vqa": 200 + n, "text_to_image": 800}}, {"any": 1.0})
+        for n in range(8)
+    ]
+    assert len({trial.amounts.understanding for trial in trials_of_sweep(many, folder)}) == 8
+
+
 def test_words_that_trials_chose_are_settings(folder: Path) -> None:
     both = [
         Record(2 * one.number + place, {**one.settings, "connector": word}, one.metrics, one.seconds)
