@@ -73,8 +73,7 @@ def import_data(
         if "splits" not in stated:
             entry = DataSetParams(**{**asdict(entry), "splits": proposed_splits(data)})
             data = DataSet(name, entry, data.index)
-        if not len(data) and not data.skipped:
-            raise LabError(f"{path}: no record of format {entry.format}")
+        _check_found(data, path)
         check_policy(data)
         draft = register(folder / "params.yaml", name, entry)
     except BaseException:
@@ -227,7 +226,7 @@ def inspected(path: str, stated: Mapping[str, Any]) -> DataSet:
         stated: as in `import_data`.
 
     Raises:
-        LabError: there is none, or of no known format.
+        LabError: there is none, of no known format, or without a record.
     """
     params = Path("params.yaml")
     if not Path(path).exists() and params.exists():
@@ -245,6 +244,13 @@ def inspected(path: str, stated: Mapping[str, Any]) -> DataSet:
         }
     )
     data = indexed(root.name, entry, root, Path.cwd() / KEPT)
+    _check_found(data, path)
     if "splits" in stated:
         return data
     return DataSet(root.name, DataSetParams(**{**asdict(entry), "splits": proposed_splits(data)}), data.index)
+
+
+def _check_found(data: DataSet, path: str) -> None:
+    """Raises LabError where a data set has no record, not even a bad one."""
+    if not len(data) and not data.skipped:
+        raise LabError(f"{path}: no record of format {data.params.format}")

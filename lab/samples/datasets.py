@@ -180,7 +180,8 @@ class DataSource:
         segments = [special(BOS)]
         for place, (who, pieces) in enumerate(turns):
             segments += self._segments(who, pieces, found.shots, last=place == len(turns) - 1)
-        return Sample(f"{self.data.name}/{found.id}/{seed}", self.data.name, tuple(segments))
+        name = f"{self.data.name}/{found.place.file}/{found.place.record}/{seed}"
+        return Sample(name, self.data.name, tuple(segments))
 
     def _segments(
         self, who: str, pieces: Sequence[str | Shot | Box], shots: Sequence[Shot], last: bool

@@ -51,13 +51,11 @@ class Row:
     """A usable record, as the index has it.
 
     Attributes:
-        id: unique in the data set.
-        place: where it stands.
+        place: where it stands; it names the row, since ids of public data sets are not unique.
         turns: who says what: texts, `Shot`s and `Box`es.
         answers, split, tags: as those of a `Record`.
     """
 
-    id: str
     place: Place
     turns: tuple[tuple[str, tuple[str | Shot | Box, ...]], ...]
     answers: tuple[str, ...]
@@ -144,7 +142,7 @@ class Index:
 def _row(line: bytes) -> Row:
     tree = json.loads(line)
     turns = tuple((who, tuple(map(_piece, pieces))) for who, pieces in tree["turns"])
-    return Row(tree["id"], Place(*tree["place"]), turns, tuple(tree["answers"]), tree["split"], tree["tags"])
+    return Row(Place(*tree["place"]), turns, tuple(tree["answers"]), tree["split"], tree["tags"])
 
 
 def _piece(stored: Any) -> str | Shot | Box:

@@ -149,7 +149,6 @@ class _Writer(ExitStack):
         for turn in record.turns:
             turns.append([turn.who, [self._stored(piece, waiting) for piece in turn.pieces]])
         tree = {
-            "id": record.id or f"{place.file}/{place.record}",
             "place": [place.file, place.record, place.line],
             "turns": turns,
             "answers": record.answers,

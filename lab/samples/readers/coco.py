@@ -9,15 +9,14 @@ from lab.samples.readers.fields import (
     CAPTION_PROMPT,
     ImageFolder,
     Join,
-    bad,
     ending,
     field,
-    placed,
+    read,
     said,
     split_of,
 )
-from lab.samples.readers.record import BadRecordError, Found, Record, Turn
-from lab.samples.readers.streams import elements, keys_of
+from lab.samples.readers.record import BadRecordError, Found, Place, Record, Turn
+from lab.samples.readers.streams import Element, elements, first_object, keys_of
 
 SUMMARY = "captions of COCO: JSON with `images` and `annotations` that have a `caption`"
 
@@ -29,37 +28,33 @@ def recognises(root: Path, files: list[str]) -> bool:
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
     for name in ending(files, ".json"):
-        if not _is_one(root / name):
-            continue
-        captions = Join()
-        for place, element in placed(name, elements(root / name, "annotations")):
-            try:
-                value = element.value()
-                text = said(field(value, "caption"), "caption")
-                captions.add(field(value, "image_id", kind=(int, str)), text)
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-        captions.ready()
-        for place, element in placed(name, elements(root / name, "images")):
-            try:
-                value = element.value()
-                number = field(value, "id", kind=(int, str))
-                image = images.find(field(value, "file_name"))
-                texts = tuple(captions.all(number))
-                if not texts:
-                    raise BadRecordError("empty_answer", f"image {number} has no caption")
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            turns = (Turn("user", (image, CAPTION_PROMPT)), Turn("assistant", texts[:1]))
-            yield place, Record(str(number), turns, texts, split_of(name), {"image_id": number}), ""
-        captions.close()
+        if _is_one(root / name):
+            yield from _captioned(root, name, images)
+
+
+def _captioned(root: Path, name: str, images: ImageFolder) -> Iterator[Found]:
+    captions = Join()
+
+    def keep(place: Place, element: Element) -> None:
+        value = element.value()
+        text = said(field(value, "caption"), "caption")
+        captions.add(field(value, "image_id", kind=(int, str)), text)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        number = field(value, "id", kind=(int, str))
+        image = images.find(field(value, "file_name"))
+        texts = tuple(captions.all(number))
+        if not texts:
+            raise BadRecordError("empty_answer", f"image {number} has no caption")
+        turns = (Turn("user", (image, CAPTION_PROMPT)), Turn("assistant", texts[:1]))
+        return Record(turns, texts, split_of(name), {"image_id": number})
+
+    yield from read(name, elements(root / name, "annotations"), keep)
+    captions.ready()
+    yield from read(name, elements(root / name, "images"), record)
+    captions.close()
 
 
 def _is_one(file: Path) -> bool:
-    if not {"images", "annotations"} <= set(keys_of(file)):
-        return False
-    try:
-        return "caption" in next(elements(file, "annotations")).value()
-    except (StopIteration, BadRecordError, TypeError):
-        return False
+    return "images" in keys_of(file) and "caption" in first_object(elements(file, "annotations"))

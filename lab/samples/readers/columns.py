@@ -15,26 +15,27 @@ QUESTION = ("question", "query", "problem")
 ANSWER = ("answers", "answer", "multiple_choice_answer", "label")
 
 
-def record_of(value: dict[str, Any], images: Sequence[Piece], name: str, split: str) -> Record:
+def record_of(value: dict[str, Any], images: Sequence[Piece], split: str) -> Record:
     """The record of a row: a conversation, a question with its answers, or captions.
 
     Raises:
         BadRecordError: none of these, or whatever is wrong with it.
     """
-    name = str(value.get("id", value.get("question_id", name)))
     tags = {key: value[key] for key in ("question_id", "image_id") if isinstance(value.get(key), (int, str))}
     if value.get("conversations") is not None or value.get("messages") is not None:
-        return Record(name, conversation(value, images), split=split, tags=tags)
+        return Record(conversation(value, images), split=split, tags=tags)
     if any(value.get(key) is not None for key in QUESTION):
         asked = field(value, *QUESTION)
         answers = people_said(_texts(value, ANSWER))
         (pieces,) = with_images([asked], images)
-        return Record(name, (Turn("user", pieces), Turn("assistant", answers[:1])), answers, split, tags)
+        return Record((Turn("user", pieces), Turn("assistant", answers[:1])), answers, split, tags)
     texts = tuple(said(text, "caption") for text in _texts(value, CAPTION))
     if not texts:
         raise BadRecordError("empty_answer", "no caption")
+    if not images:
+        raise BadRecordError("missing_field", f"a caption of no image; it has {', '.join(map(str, value))}")
     turns = (Turn("user", (*images, CAPTION_PROMPT)), Turn("assistant", texts[:1]))
-    return Record(name, turns, texts, split, tags)
+    return Record(turns, texts, split, tags)
 
 
 def _texts(value: dict[str, Any], names: Sequence[str]) -> list[str]:

@@ -16,12 +16,12 @@ from lab.samples.readers.fields import (
     ending,
     field,
     files_of,
-    placed,
+    read,
     said,
     split_of,
 )
 from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record, Turn
-from lab.samples.readers.streams import first_value, keys_of, objects, parsed
+from lab.samples.readers.streams import Element, first_record, keys_of, objects, parsed
 
 SUMMARY = (
     "edits of InstructPix2Pix: image, instruction, edited image; JSON Lines or folders with `prompt.json`"
@@ -40,19 +40,17 @@ def recognises(root: Path, files: list[str]) -> bool:
 
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        before, after = (images.find(field(value, *names)) for names in (BEFORE, AFTER))
+        return Record(edit(before, field(value, *ASKED), after), split=split_of(place.file))
+
     for name in ending(files, ".json", ".jsonl"):
         if PurePosixPath(name).name == "prompt.json":
             yield from _pairs(root, name, images)
         elif _is_one(root / name):
-            for place, element in placed(name, objects(root / name)):
-                try:
-                    value = element.value()
-                    before, after = (images.find(field(value, *names)) for names in (BEFORE, AFTER))
-                    turns = edit(before, field(value, *ASKED), after)
-                except BadRecordError as error:
-                    yield bad(place, error, element.raw)
-                    continue
-                yield place, Record("", turns, split=split_of(name)), ""
+            yield from read(name, objects(root / name), record)
 
 
 def edit(before: Piece, asked: str, after: Piece) -> tuple[Turn, ...]:
@@ -83,11 +81,9 @@ def _pairs(root: Path, name: str, found_in: ImageFolder) -> Iterator[Found]:
         except BadRecordError as error:
             yield bad(place, error, raw)
             continue
-        yield place, Record(path.with_suffix("").as_posix()[:-2], turns, split=split_of(name)), ""
+        yield place, Record(turns, split=split_of(name)), ""
 
 
 def _is_one(file: Path) -> bool:
-    value = first_value(file)
-    return isinstance(value, dict) and all(
-        any(name in value for name in names) for names in (BEFORE, ASKED, AFTER)
-    )
+    keys = first_record(file).keys()
+    return all(keys & set(names) for names in (BEFORE, ASKED, AFTER))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lab.samples.images import SUFFIXES
-from lab.samples.readers.record import BadRecordError, Blob, Found, Piece, Place
+from lab.samples.readers.record import BadRecordError, Blob, Found, Piece, Place, Record
 from lab.samples.readers.streams import Element
 
 MARKER = "<image>"
@@ -113,7 +113,7 @@ class ImageFolder:
             _check(name)
         for number, place in enumerate(self._places):
             for name in names:
-                if (place / name).is_file():
+                if _is_file(place / name):
                     self._places.insert(0, self._places.pop(number))  # the next is likely to be there too
                     return Blob(self._inside(place / name))
         raise BadRecordError("missing_file", f"no file {' or '.join(map(repr, names))} in {self.root}")
@@ -123,6 +123,13 @@ class ImageFolder:
         if not real.is_relative_to(self._real) and not _DVC_CACHE.search(real.as_posix()):
             raise BadRecordError("unsafe_path", f"'{file}' is a link that leads out of {self.root}")
         return file.relative_to(self.root).as_posix()
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long, for example
+        return False
 
 
 def _check(name: str) -> None:
@@ -170,10 +177,25 @@ def ending(files: Iterable[str], *suffixes: str) -> list[str]:
     return sorted(name for name in files if name.lower().endswith(suffixes))
 
 
-def placed(file: str, elements: Iterable[Element]) -> Iterator[tuple[Place, Element]]:
-    """Elements of a file with their places."""
+def read(
+    file: str, elements: Iterable[Element], record: Callable[[Place, Element], Record | None]
+) -> Iterator[Found]:
+    """The records of a file: of each element one, or what is wrong with it.
+
+    Args:
+        file: relative to the folder of the data set.
+        elements: of the file.
+        record: makes one of an element and its place; None where an element is kept for others (see `Join`).
+    """
     for number, element in enumerate(elements, start=1):
-        yield Place(file, number, element.line), element
+        place = Place(file, number, element.line)
+        try:
+            made = record(place, element)
+        except BadRecordError as error:
+            yield bad(place, error, element.raw)
+            continue
+        if made is not None:
+            yield place, made, ""
 
 
 def bad(place: Place, error: BadRecordError, raw: bytes = b"") -> Found:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lab.errors import LabError
 from lab.samples.readers.columns import record_of
-from lab.samples.readers.fields import ImageFolder, are_images, bad, ending, field, files_of, placed, split_of
-from lab.samples.readers.record import BadRecordError, Found, Place
-from lab.samples.readers.streams import Element, first_value, lines, parsed
+from lab.samples.readers.fields import ImageFolder, are_images, bad, ending, field, files_of, read, split_of
+from lab.samples.readers.record import BadRecordError, Found, Place, Record
+from lab.samples.readers.streams import BOM, LONGEST, Element, first_object, first_record, lines
 
 SUMMARY = (
     "a folder of images with captions: `x.jpg` beside `x.txt`, or `metadata.jsonl` / `.csv` with `file_name`"
@@ -31,24 +32,22 @@ def recognises(root: Path, files: list[str]) -> bool:
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
     tables = _tables(root, files)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        image = images.find(*_relative(place.file, field(value, *_NAMES)))
+        split = split_of(str(value.get("split", ""))) or split_of(place.file) or split_of(image.file)
+        return record_of(value, [image], split)
+
     for name in tables:
-        for place, element in placed(name, _rows(root / name)):
-            try:
-                value = parsed(element.raw)
-                image = images.find(*_relative(name, field(value, *_NAMES)))
-                split = split_of(str(value.get("split", ""))) or split_of(name) or split_of(image.file)
-                found = record_of({**value, "id": ""}, [image], "", split)
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            yield place, found, ""
+        yield from read(name, _rows(root / name), record)
     if not tables:
         for number, name in enumerate(are_images(files_of(root)), start=1):
             place = Place(name, number)
             try:
                 text = _beside(root / name)
                 image = images.find(name)
-                found = record_of({"caption": text}, [image], PurePosixPath(name).stem, split_of(name))
+                found = record_of({"caption": text}, [image], split_of(name))
             except BadRecordError as error:
                 yield bad(place, error, name.encode())
                 continue
@@ -58,7 +57,7 @@ def records(root: Path, files: list[str]) -> Iterator[Found]:
 def _beside(image: Path) -> str:
     file = image.with_suffix(".txt")
     try:
-        return file.read_bytes().decode("utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise BadRecordError("missing_file", f"no file '{file.name}' with its caption") from error
     except UnicodeDecodeError as error:
@@ -72,28 +71,26 @@ def _relative(table: str, name: str) -> list[str]:
 
 
 def _tables(root: Path, files: list[str]) -> list[str]:
-    found = [name for name in ending(files, ".jsonl") if _has_name(first_value(root / name))]
+    found = [name for name in ending(files, ".jsonl") if _has_name(first_record(root / name))]
     for name in ending(files, ".csv", ".tsv"):
-        try:
-            found += [name] if _has_name(next(_rows(root / name)).value()) else []
-        except (StopIteration, BadRecordError, LabError):
-            continue
+        found += [name] if _has_name(first_object(_rows(root / name))) else []
     return sorted(found)
 
 
-def _has_name(value: Any) -> bool:
-    return isinstance(value, dict) and any(name in value for name in _NAMES)
+def _has_name(value: dict[str, Any]) -> bool:
+    return any(name in value for name in _NAMES)
 
 
 def _rows(file: Path) -> Iterator[Element]:
     """The rows of a table as JSON texts; a row of bytes that are not UTF-8 stays as it is."""
-    import json
-
     if file.suffix.lower() == ".jsonl":
         yield from lines(file)
         return
     mark = "\t" if file.suffix.lower() == ".tsv" else ","
+    csv.field_size_limit(LONGEST)
     with file.open("rb") as handle:
+        if handle.read(len(BOM)) != BOM:
+            handle.seek(0)
         text = io.TextIOWrapper(handle, encoding="latin-1", newline="")
         rows = csv.DictReader(text, delimiter=mark)
         try:

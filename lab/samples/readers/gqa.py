@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.samples.readers.fields import ImageFolder, bad, ending, field, image_names, placed, said, split_of
-from lab.samples.readers.record import BadRecordError, Found, Record, Turn
-from lab.samples.readers.streams import elements, starts_with
+from lab.samples.readers.fields import ImageFolder, ending, field, image_names, read, said, split_of
+from lab.samples.readers.record import Found, Place, Record, Turn
+from lab.samples.readers.streams import Element, elements, first_object, starts_with
 
 SUMMARY = "GQA: JSON whose members are questions with `imageId` and `answer`"
 
@@ -18,27 +18,18 @@ def recognises(root: Path, files: list[str]) -> bool:
 
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        image = images.find(*image_names(field(value, "imageId")))
+        asked, reply = field(value, "question"), said(field(value, "answer"), "answer")
+        turns = (Turn("user", (image, asked.strip())), Turn("assistant", (reply,)))
+        return Record(turns, (reply,), split_of(place.file), {"question_id": element.key})
+
     for name in ending(files, ".json"):
-        if not _is_one(root / name):
-            continue
-        for place, element in placed(name, elements(root / name)):
-            try:
-                value = element.value()
-                image = images.find(*image_names(field(value, "imageId")))
-                asked, reply = field(value, "question"), said(field(value, "answer"), "answer")
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            turns = (Turn("user", (image, asked.strip())), Turn("assistant", (reply,)))
-            tags = {"question_id": element.key}
-            yield place, Record(element.key, turns, (reply,), split_of(name), tags), ""
+        if _is_one(root / name):
+            yield from read(name, elements(root / name), record)
 
 
 def _is_one(file: Path) -> bool:
-    if starts_with(file) != "{":
-        return False
-    try:
-        value = next(elements(file)).value()
-    except (StopIteration, BadRecordError):
-        return False
-    return isinstance(value, dict) and {"question", "imageId"} <= value.keys()
+    return starts_with(file) == "{" and {"question", "imageId"} <= first_object(elements(file)).keys()

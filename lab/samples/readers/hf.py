@@ -36,7 +36,7 @@ def records(root: Path, files: list[str]) -> Iterator[Found]:
                 number += 1
                 place = Place(name, number)
                 try:
-                    found = _record(value, folder, str(number), split_of(name))
+                    found = _record(value, folder, split_of(name))
                 except BadRecordError as error:
                     yield bad(place, error, repr({key: _shown(one) for key, one in value.items()}).encode())
                     continue
@@ -75,11 +75,11 @@ def _arrow(source: Any) -> Iterator[Any]:
         yield table.get_batch(number)
 
 
-def _record(value: dict[str, Any], folder: ImageFolder, name: str, split: str) -> Record:
+def _record(value: dict[str, Any], folder: ImageFolder, split: str) -> Record:
     def image(given: Any) -> Piece:
         if isinstance(given, bytes):
             return given
-        if isinstance(given, dict) and given.get("bytes"):
+        if isinstance(given, dict) and given.get("bytes") is not None:
             return bytes(field(given, "bytes", kind=bytes))
         if isinstance(given, dict) and given.get("path"):
             return folder.find(field(given, "path"))
@@ -90,15 +90,15 @@ def _record(value: dict[str, Any], folder: ImageFolder, name: str, split: str) -
         before, after = (
             image(field(value, *names, kind=(dict, bytes, str))) for names in (edits.BEFORE, edits.AFTER)
         )
-        return Record(name, edits.edit(before, field(value, *edits.ASKED), after), split=split)
+        return Record(edits.edit(before, field(value, *edits.ASKED), after), split=split)
     if {"texts", "images"} <= present:
-        return Record(name, document(value, image), split=split)
+        return Record(document(value, image), split=split)
     images: list[Piece] = []
     for key in _IMAGES:
         if key in present:
             given = value[key]
             images += [image(one) for one in (given if isinstance(given, list) else [given])]
-    return record_of(value, images, name, split)
+    return record_of(value, images, split)
 
 
 def _shown(value: Any) -> Any:

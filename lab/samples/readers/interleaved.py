@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lab.samples.readers.fields import ImageFolder, bad, ending, field, placed, split_of
-from lab.samples.readers.record import BadRecordError, Found, Piece, Record, Turn
-from lab.samples.readers.streams import first_value, objects
+from lab.samples.readers.fields import ImageFolder, ending, field, read, split_of
+from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record, Turn
+from lab.samples.readers.streams import Element, first_record, objects
 
 SUMMARY = "interleaved documents: MMC4 (`text_list`, `image_info`) or OBELICS (`texts`, `images`), JSON Lines"
 
@@ -26,16 +26,16 @@ def recognises(root: Path, files: list[str]) -> bool:
 
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
+
+    def find(name: Any) -> Piece:
+        return images.find(field({"images": name}, "images"))
+
+    def record(place: Place, element: Element) -> Record:
+        return Record(document(element.value(), find), split=split_of(place.file))
+
     for name in ending(files, ".json", ".jsonl"):
-        if not _is_one(root / name):
-            continue
-        for place, element in placed(name, objects(root / name)):
-            try:
-                turns = document(element.value(), images.find)
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            yield place, Record("", turns, split=split_of(name)), ""
+        if _is_one(root / name):
+            yield from read(name, objects(root / name), record)
 
 
 def document(value: Any, find: Callable[[Any], Piece]) -> tuple[Turn, ...]:
@@ -48,7 +48,8 @@ def document(value: Any, find: Callable[[Any], Piece]) -> tuple[Turn, ...]:
     Raises:
         BadRecordError: whatever is wrong with it.
     """
-    pieces = _mmc4(value, find) if "text_list" in value else _obelics(value, find)
+    matched = isinstance(value, dict) and "text_list" in value
+    pieces = _mmc4(value, find) if matched else _obelics(value, find)
     turns: list[Turn] = []
     waiting: list[Piece] = []
     for piece in pieces:
@@ -98,7 +99,5 @@ def _obelics(value: dict[str, Any], find: Callable[[Any], Piece]) -> list[Piece]
 
 
 def _is_one(file: Path) -> bool:
-    value = first_value(file)
-    return isinstance(value, dict) and (
-        {"text_list", "image_info"} <= value.keys() or {"texts", "images"} <= value.keys()
-    )
+    keys = first_record(file).keys()
+    return {"text_list", "image_info"} <= keys or {"texts", "images"} <= keys

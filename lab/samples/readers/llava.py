@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.samples.readers.fields import ImageFolder, bad, ending, field, placed, said, split_of, with_images
-from lab.samples.readers.record import BadRecordError, Found, Piece, Record, Turn
-from lab.samples.readers.streams import first_value, objects
+from lab.samples.readers.fields import ImageFolder, ending, field, read, said, split_of, with_images
+from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record, Turn
+from lab.samples.readers.streams import Element, first_record, objects
 
 SUMMARY = "conversations of LLaVA: JSON or JSON Lines with `conversations` or `messages`"
 _WHO = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -26,18 +26,15 @@ def recognises(root: Path, files: list[str]) -> bool:
 
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images = ImageFolder(root)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        found = [images.find(one) for one in _named(value)]
+        return Record(conversation(value, found), split=split_of(place.file))
+
     for name in ending(files, ".json", ".jsonl"):
-        if not _is_one(root / name):
-            continue
-        for place, element in placed(name, objects(root / name)):
-            try:
-                value = element.value()
-                found = [images.find(one) for one in _named(value)]
-                record = Record(str(value.get("id", "")), conversation(value, found), split=split_of(name))
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            yield place, record, ""
+        if _is_one(root / name):
+            yield from read(name, objects(root / name), record)
 
 
 def conversation(value: Any, images: Sequence[Piece]) -> tuple[Turn, ...]:
@@ -77,5 +74,4 @@ def _named(value: Any) -> list[str]:
 
 
 def _is_one(file: Path) -> bool:
-    value = first_value(file)
-    return isinstance(value, dict) and bool({"conversations", "messages"} & value.keys())
+    return bool({"conversations", "messages"} & first_record(file).keys())

@@ -70,14 +70,12 @@ class Record:
     """One record of a data set.
 
     Attributes:
-        id: its own name, unique within its file; "" to be named by its place.
         turns: in order.
         answers: all that people answered, or all captions, for evaluation; the first is the one in `turns`.
         split: what the set itself calls it: train, validation, test, or "".
         tags: what a results file needs: question_id, image_id.
     """
 
-    id: str
     turns: tuple[Turn, ...]
     answers: tuple[str, ...] = ()
     split: str = ""

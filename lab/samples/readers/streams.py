@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +18,9 @@ from lab.errors import LabError
 from lab.samples.readers.record import BadRecordError
 
 CHUNK = 1 << 20  # bytes read at once
+BOM = b"\xef\xbb\xbf"  # which some programs write before a UTF-8 text
 LONGEST = 64 << 20  # bytes of one element; whatever does not end by then is broken
+_LOOKED_AT = 100  # elements among which one that is an object is looked for
 _DECODER = json.JSONDecoder(strict=False)
 _WHITE = " \t\r\n"
 _NUMBER, _AFTER_NUMBER = "-0123456789", f"{_WHITE},]}}"  # how one begins, and what can follow it
@@ -65,24 +69,37 @@ def lines(file: Path) -> Iterator[Element]:
         number = 0
         while raw := handle.readline(LONGEST):
             number += 1
+            raw = raw.removeprefix(BOM) if number == 1 else raw
             if not raw.endswith(b"\n") and len(raw) == LONGEST:
                 raise LabError(f"{file}, line {number}: longer than {LONGEST >> 20} MB")
             if raw.strip():
                 yield Element("", number, raw.strip())
 
 
-def first_value(file: Path) -> Any:
-    """The first record of a file (see `objects`), None if there is none that can be read."""
-    try:
-        return next((element.value() for element in objects(file)), None)
-    except (BadRecordError, LabError):
-        return None
+def first_object(found: Iterator[Element], among: int = _LOOKED_AT) -> dict[str, Any]:
+    """The first object among the first elements, {} if there is none: its keys tell a format."""
+    with suppress(LabError):
+        for element in islice(found, among):
+            with suppress(BadRecordError):
+                if isinstance(value := element.value(), dict):
+                    return value
+    return {}
+
+
+def first_record(file: Path) -> dict[str, Any]:
+    """The first object among the records of a file (see `objects`), {} if there is none.
+
+    A file that is neither an array nor called `.jsonl` has to begin with a whole one: a line somewhere within
+    any other JSON text may look like a record.
+    """
+    lenient = starts_with(file) == "[" or file.suffix.lower() == ".jsonl"
+    return first_object(objects(file), _LOOKED_AT if lenient else 1)
 
 
 def starts_with(file: Path) -> str:
     """The first letter of a text file that is not white space, "" of an empty one."""
     with file.open("rb") as handle:
-        return handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("latin-1")
+        return handle.read(4096).removeprefix(BOM).lstrip()[:1].decode("latin-1")
 
 
 def objects(file: Path) -> Iterator[Element]:
@@ -133,7 +150,7 @@ class _Scanner:
         self.text, self.at, self.line, self.ended = "", 0, 1, False
         self.consumed = 0  # letters of all chunks that are done with
         self._more()
-        self.text = self.text.removeprefix("\xef\xbb\xbf")
+        self.text = self.text.removeprefix(BOM.decode("latin-1"))
 
     def children(self) -> Iterator[Element]:
         """Elements of the array, or members of the object, that begins here."""

@@ -8,18 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab.samples.readers.fields import (
-    ImageFolder,
-    Join,
-    bad,
-    ending,
-    field,
-    image_names,
-    placed,
-    split_of,
-)
-from lab.samples.readers.record import BadRecordError, Found, Record, Turn
-from lab.samples.readers.streams import elements, keys_of
+from lab.samples.readers.fields import ImageFolder, Join, ending, field, image_names, read, split_of
+from lab.samples.readers.record import BadRecordError, Found, Piece, Place, Record, Turn
+from lab.samples.readers.streams import Element, elements, first_object
 
 SUMMARY = "VQAv2: JSON with `questions`, and JSON with `annotations` that have `answers`"
 
@@ -34,31 +25,43 @@ def recognises(root: Path, files: list[str]) -> bool:
 def records(root: Path, files: list[str]) -> Iterator[Found]:
     images, answers = ImageFolder(root), Join()
     found = ending(files, ".json")
+
+    def keep(place: Place, element: Element) -> None:
+        value = element.value()
+        given = [field(one, "answer") for one in field(value, "answers", kind=list)]
+        answers.add(field(value, "question_id", kind=(int, str)), given)
+
+    def record(place: Place, element: Element) -> Record:
+        value = element.value()
+        part = re.search(r"(train|val|test)\d{4}", place.file)
+        image = images.find(*_names(field(value, "image_id", kind=(int, str)), part and part[0]))
+        given: list[str] = next(iter(answers.all(field(value, "question_id", kind=(int, str)))), [])
+        return answered(value, image, given, place.file)
+
     for name in _with(root, found, "annotations", "answers"):
-        for place, element in placed(name, elements(root / name, "annotations")):
-            try:
-                value = element.value()
-                given = [field(one, "answer") for one in field(value, "answers", kind=list)]
-                answers.add(field(value, "question_id", kind=(int, str)), given)
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
+        yield from read(name, elements(root / name, "annotations"), keep)
     answers.ready()
     for name in _with(root, found, "questions", "question_id"):
-        part = re.search(r"(train|val|test)\d{4}", name)
-        for place, element in placed(name, elements(root / name, "questions")):
-            try:
-                value = element.value()
-                asked, number = field(value, "question"), field(value, "question_id", kind=(int, str))
-                image = images.find(*_names(field(value, "image_id", kind=(int, str)), part and part[0]))
-                given = next(iter(answers.all(number)), [])
-                people = people_said(given)
-            except BadRecordError as error:
-                yield bad(place, error, element.raw)
-                continue
-            turns = (Turn("user", (image, asked.strip())), Turn("assistant", people[:1]))
-            tags = {"question_id": number, "image_id": value["image_id"]}
-            yield place, Record(str(number), turns, people, split_of(name), tags), ""
+        yield from read(name, elements(root / name, "questions"), record)
     answers.close()
+
+
+def answered(value: Any, image: Piece, given: Sequence[str], file: str) -> Record:
+    """The record of a question about an image that people answered.
+
+    Args:
+        value: with `question`, `question_id` and `image_id`.
+        image: that it is about.
+        given: what each of them said.
+        file: in which it stands.
+
+    Raises:
+        BadRecordError: a field is missing, or nobody said a word.
+    """
+    asked, number = field(value, "question"), field(value, "question_id", kind=(int, str))
+    people = people_said(given)
+    turns = (Turn("user", (image, asked.strip())), Turn("assistant", people[:1]))
+    return Record(turns, people, split_of(file), {"question_id": number, "image_id": value["image_id"]})
 
 
 def people_said(given: Sequence[str]) -> tuple[str, ...]:
@@ -83,13 +86,4 @@ def _names(image: Any, part: str | None) -> list[str]:
 
 def _with(root: Path, files: list[str], key: str, inner: str) -> list[str]:
     """The files whose object has an array of objects with a key."""
-    found = []
-    for name in files:
-        if key in keys_of(root / name):
-            try:
-                value = next(elements(root / name, key)).value()
-            except (StopIteration, BadRecordError):
-                continue
-            if isinstance(value, dict) and inner in value:
-                found.append(name)
-    return found
+    return [name for name in files if inner in first_object(elements(root / name, key))]

@@ -90,7 +90,7 @@ def _members(root: Path, name: str) -> Iterator[tuple[str, Piece | BadRecordErro
 
 def _text(data: bytes) -> str | BadRecordError:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return BadRecordError("not_utf8", f"byte {error.start} ({data[error.start]:#04x})")
 
@@ -110,6 +110,6 @@ def _record(name: str, number: int, stem: str, members: list[Member], wrong: Bad
         images = [piece for suffix, piece in members if suffix in SUFFIXES]
         if not images:
             raise BadRecordError("missing_file", f"no image beside {', '.join(texts)} of '{stem}'")
-        return place, record_of(value, images, stem, split_of(name)), ""
+        return place, record_of(value, images, split_of(name)), ""
     except BadRecordError as error:
         return bad(place, error, raw)

@@ -7,6 +7,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from PIL import Image
 
 from lab.config import DataSetParams
 from lab.errors import LabError
-from lab.samples.datasets import DataSet, check_policy, quarantine
+from lab.graph.importing import import_data, inspected
+from lab.samples.datasets import DataSet, DataSource, check_policy, quarantine
 from lab.samples.images import LIMIT
 from lab.samples.indexing import build
+from lab.samples.readers.formats import recognise
 from lab.samples.readers.record import KINDS
+from lab.scenes.world import World
 from tests.samples.readers.conftest import encoded, put, talk
 
 GOOD = talk(0, "<image> What?", "A cat.", image="good.png")
@@ -92,13 +96,29 @@ def linked_image(root: Path) -> None:
     (root / "round").symlink_to(".", target_is_directory=True)
 
 
-def box(x: int, width: int) -> Callable[[Path], None]:
+def box(x: float, width: int) -> Callable[[Path], None]:
     def make(root: Path) -> None:
         put(root, "1.png", 1)
         region = {"image_id": 1, "phrase": "the cat", "x": x, "y": 2, "width": width, "height": 9}
         put(root, "regions.json", [{"id": 1, "regions": [{**region, "x": 3, "width": 9}, region]}])
 
     return make
+
+
+def documents(bad: Any) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        put(root, "docs.jsonl", lines({"texts": ["First."], "images": [None]}, bad))
+
+    return make
+
+
+def table(root: Path) -> None:
+    """A caption without an image would teach to describe what is not seen."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir(parents=True)
+    pq.write_table(pa.table({"image": [encoded(0), None], "caption": ["a cat", "a dog"]}), root / "a.parquet")
 
 
 def image_folder(caption: str) -> Callable[[Path], None]:
@@ -232,7 +252,23 @@ CASES: list[tuple[str, str, Callable[[Path], None], str]] = [
         box(40, 30),
         "regions.json, line 2, record 2: bad box: [40.0, 2.0, 70.0, 11.0] in an image of 48 x 32 px",
     ),
-    ("bad_box", "boxes", box(4, 0), "bad box: [4.0, 2.0, 0.0, 9.0]: expected x, y, width and height"),
+    ("bad_box", "boxes", box(float("nan"), 9), "bad box: [nan, 2, 9, 9]: expected x, y, width and height"),
+    ("bad_box", "boxes", box(10**400, 9), "bad box: [1000"),
+    ("missing_field", "interleaved", documents(5), "missing field: expected an object, not 5"),
+    (
+        "missing_field",
+        "interleaved",
+        documents({"texts": [None, "A."], "images": [7, None]}),
+        "missing field: 'images': expected str, not 7",
+    ),
+    ("missing_field", "hf", table, "missing field: a caption of no image; it has image, caption"),
+    (
+        "missing_file",
+        "llava",
+        conversations(talk(1, "What?", "A dog.", image="x" * 300)),
+        "missing file: no file 'xxxx",
+    ),
+    ("bad_box", "boxes", box(4, 0), "bad box: [4, 2, 0, 9]: expected x, y, width and height"),
 ]
 
 
@@ -315,3 +351,49 @@ def test_an_array_that_breaks_off_is_refused_with_its_line(tmp_path: Path) -> No
         LabError, match=r"talks\.json, line 3: expected a value, found .*nothing after it can be"
     ):
         opened(tmp_path / "set", "llava", "skip")
+
+
+@pytest.mark.parametrize("bad", [b"no JSON\n", b"5\n", b"[1]\n"])
+def test_a_bad_record_at_the_beginning_hides_no_file(tmp_path: Path, bad: bytes) -> None:
+    put(tmp_path / "set", "good.png", 0)
+    put(tmp_path / "set", "talks.jsonl", lines(bad, GOOD))
+    put(tmp_path / "set", "more.jsonl", lines(GOOD))
+    assert recognise(tmp_path / "set") == "llava"
+    data = opened(tmp_path / "set", "llava", "skip")
+    assert (len(data), data.skipped) == (2, 1)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    put(tmp_path / "lines", "talks.jsonl", mark + lines(talk(0, "What?", "This.")))
+    for name, file, text in (
+        ("table", "metadata.csv", "file_name,text\n0.png,a cat\n"),
+        ("texts", "0.txt", "a cat"),
+    ):
+        put(tmp_path / name, "0.png", 0)
+        put(tmp_path / name, file, mark + text.encode())
+    for name, said in (("lines", "This."), ("table", "a cat"), ("texts", "a cat")):
+        data = opened(tmp_path / name, recognise(tmp_path / name), "error")
+        assert data.index.row(0).turns[-1] == ("assistant", (said,))
+
+
+def test_records_of_one_id_are_samples_of_different_names(tmp_path: Path) -> None:
+    """As published conversations have them: several about one image, under its id."""
+    put(tmp_path / "set", "a.json", [talk(0, "What?", "This."), talk(0, "Why?", "That.")])
+    put(tmp_path / "set", "b.json", [talk(0, "Who?", "Ann.")])
+    source = DataSource(opened(tmp_path / "set", "llava", "error"), "train", World())
+    assert len({source.sample(row, 0).id for row in range(3)}) == 3
+
+
+@pytest.mark.parametrize("way", [inspected, partial(import_data, name="mine")])
+def test_a_set_without_a_record_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[..., DataSet]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "params.yaml", (Path(__file__).parents[3] / "params.yaml").read_bytes())
+    with tarfile.open(tmp_path / "0.tar", "w"):
+        pass
+    put(tmp_path, "set/0.tar", (tmp_path / "0.tar").read_bytes())
+    with pytest.raises(LabError, match="set: no record of format webdataset"):
+        way("set", stated={})
+    assert not (tmp_path / "datasets" / "mine").exists()
