@@ -6,7 +6,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -91,6 +93,7 @@ class Ledger(pl.Callback):
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
+        self._peak = max(self._peak, _peak_memory(self._device))
         names = ("done", "tokens", "flops", "seconds", "_measured", "_peak")
         return {name: getattr(self, name) for name in names}
 
@@ -99,6 +102,8 @@ class Ledger(pl.Callback):
             setattr(self, name, value)
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._device = trainer.strategy.root_device
+        _forget_peak(self._device)
         if len(set(collected(self.done))) > 1:
             raise LabError(
                 "the processes found checkpoints of different steps; the folder of the pipeline has to be on "
@@ -138,14 +143,13 @@ class Ledger(pl.Callback):
         self.seconds += seconds
         sizes, flops = (sum(column) for column in zip(*self._measured, strict=True))
         self.flops += flops / sizes * size
-        self._peak = max(self._peak, _peak_memory(trainer.strategy.root_device))
         if self.budget:
             module.set_share(trainer.optimizers[0], self.share)
         if self.signal or (self.budget and self.over):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._peak = max(collected(self._peak))
+        self._peak = max(collected(max(self._peak, _peak_memory(self._device))))
 
 
 _MEASURED, _MEASURED_FOR_A_BUDGET = 1, 4  # batches
@@ -156,9 +160,23 @@ def _padded(batch: Any) -> Any:
     return replace(batch, layout=None) if isinstance(batch, Batch) else batch
 
 
+def _forget_peak(device: torch.device) -> None:
+    """What the process has needed before is not the stage's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory(device: torch.device) -> float:
-    """Most memory that the process has had, in MB: of the GPU where it uses one, else of the machine."""
+    """Most memory of the process since `_forget_peak`, in MB: of the GPU if it uses one, else of the machine.
+
+    Where the system says no more, it is the most that the process has ever had, and the one that started it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from lab.config import TrainerParams
+from lab.errors import LabError
 from lab.models.arm import Arm
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
@@ -64,7 +65,7 @@ Run = Callable[[], Any]
 def together(tmp_path: Path) -> Callable[..., list[Any]]:
     """Call a function in several processes, started as `torchrun` would, and give what each returned.
 
-    What a process raised is raised here, that of the lowest rank first.
+    A LabError that a process raised is raised here, that of the lowest rank first; any other fails the test.
     """
 
     def call(world: int, function: Run, timeout: float = 120.0, **env: str) -> list[Any]:
@@ -89,10 +90,12 @@ def together(tmp_path: Path) -> Callable[..., list[Any]]:
             process.kill()
             process.join()
         assert not hanging, f"processes {hanging} hang"
-        answers = [torch.load(file, weights_only=False) for file in files]
+        with torch.serialization.safe_globals([Record]):
+            answers = [torch.load(file, weights_only=True) for file in files]
         for error, trace, _ in answers:
             if error is not None:
-                raise error from RuntimeError(trace)
+                kind, said = error
+                raise LabError(said) if kind == "LabError" else AssertionError(f"{kind}: {said}\n{trace}")
         return [value for _, _, value in answers]
 
     return call
@@ -103,7 +106,7 @@ def _answer(function: Run, env: Mapping[str, Any], file: Path) -> None:
     try:
         answer: Sequence[Any] = None, "", function()
     except BaseException as error:
-        answer = error, traceback.format_exc(), None
+        answer = (type(error).__name__, str(error)), traceback.format_exc(), None
     torch.save(answer, file)
 
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate, count
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,6 +57,14 @@ def test_costs_are_known_without_a_budget(training: Training, tokens: list[int])
         assert values["budget/samples"] == 8 * step
         assert values["budget/tokens"] == tokens[step - 1]
         assert values["budget/spent_share"] == pytest.approx(step / 12)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_that_was_needed_before_is_not_the_stage_s(training: Training) -> None:
+    np.ones(2**27).sum()  # 1 GB, given back at once
+    before = psutil.Process().memory_info().rss / 2**20
+    _, record = training()
+    assert before < record.costs["cost/peak_memory_mb"] < before + 512
 
 
 def test_a_stage_without_language_model_has_no_tokens(training: Training) -> None:

@@ -35,9 +35,11 @@ def stop(trainer: Any) -> None:
     raise Stopped
 
 
-def trained(training: Training, *args: Any, quiet: bool = True) -> tuple[dict[str, Any], Any]:
+def trained(
+    training: Training, *args: Any, quiet: bool = True, trainer: TrainerParams | None = None
+) -> tuple[dict[str, Any], Any]:
     """Weights and record, in a form that another process can send."""
-    module, record = training(*args, quiet=quiet)
+    module, record = training(*args, quiet=quiet, trainer=trainer)
     return module.state_dict(), record
 
 
@@ -74,6 +76,37 @@ def test_two_train_as_one(
     assert all(type(weights[name]) is torch.Tensor for name in expected)
     apart = sum((weights[name] - value).square().sum() for name, value in expected.items()) ** 0.5
     assert apart < 1e-4 * sum(value.square().sum() for value in expected.values()) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("layout", "accumulate", "env"),
+    [("packed", 1, {}), ("packed", 2, FSDP)],
+    ids=["packed rows", "parts of packed rows, split weights"],
+)
+def test_two_train_as_one_in_rows_and_parts(
+    training: Training,
+    together: Together,
+    settings: FitSettings,
+    layout: str,
+    accumulate: int,
+    env: dict[str, str],
+) -> None:
+    """Of a padded batch of one process, to rounding; one process reads only and the other draws only."""
+    short = replace(settings, steps=5)
+    where = TrainerParams(layout="padded")
+    module, one = training("apart", "one", short, quiet=True, trainer=where)
+    other = replace(where, layout=layout)
+
+    def run() -> Any:
+        return trained(training, "apart", "two", replace(short, accumulate=accumulate), trainer=other)
+
+    weights, two = together(2, run, **env)[0]
+    assert sorted(two.steps) == list(range(1, 6))
+    for step, values in two.steps.items():
+        assert values == pytest.approx(one.steps[step], rel=1e-4, abs=1e-6), step
+    expected = module.state_dict()
+    apart = sum((weights[name] - value).square().sum() for name, value in expected.items()) ** 0.5
+    assert apart < 1e-3 * sum(value.square().sum() for value in expected.values()) ** 0.5
 
 
 class Draw(pl.Callback):

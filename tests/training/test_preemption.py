@@ -144,7 +144,7 @@ def test_one_signalled_process_of_two_stops_both_at_the_same_step(
         hit = During(7, send(signal.SIGUSR1)) if os.environ["RANK"] == "1" else During(0, send(0))
         with pytest.raises(Preempted) as caught:
             training("unified", "work", settings, hit)
-        return caught.value.number, saved_step(tmp_path / "work")
+        return int(caught.value.number), saved_step(tmp_path / "work")
 
     assert together(2, signalled, **env) == [(signal.SIGUSR1, 7)] * 2
 
