@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lab.reports.ablation import tables
+from lab.reports.ablation import numbers, tables
 from lab.reports.ablation.analysis import Analysis, analyse
 from lab.reports.ablation.results import read_results
 from lab.reports.files import dump, write
@@ -54,8 +54,8 @@ def _publish(analysis: Analysis, output: Path, run: Run | None) -> dict[str, Any
     plots = draw(analysis, samples, output)
     write(output / "comparison.md", tables.markdown(analysis))
     write(output / "comparison.tex", tables.latex(analysis))
-    write(output / "comparison.csv", tables.comma_separated(analysis))
-    write(output / "comparison.json", dump(tables.everything(analysis)))
+    write(output / "comparison.csv", numbers.comma_separated(analysis))
+    write(output / "comparison.json", dump(numbers.everything(analysis)))
     write(output / "comparison.html", page(analysis, plots, samples))
     tables.show(analysis)
     _record(analysis)
@@ -64,7 +64,7 @@ def _publish(analysis: Analysis, output: Path, run: Run | None) -> dict[str, Any
             run.artifact(path, "plots")
         for path in sorted(output.glob("comparison.*")):
             run.artifact(path)
-    return tables.summary(analysis)
+    return numbers.summary(analysis)
 
 
 def evaluated(analysis: Analysis) -> dict[str, Path]:

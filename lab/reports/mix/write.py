@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from lab.reports.ablation import numbers
 from lab.reports.ablation import tables as arms
 from lab.reports.ablation.analysis import Analysis, analyse, effect_notes, notes
 from lab.reports.ablation.estimates import Measured
@@ -59,8 +60,11 @@ def report_ablation(folder: Path, wish: Wish) -> Path:
     path = output / "report.html"
     write(path, page(study, results.design.name, _frame(analysis, compared), plots, grids, samples))
     write(output / "report.tex", arms.latex(analysis) + (tables.latex(study) if study else ""))
-    write(output / "report.csv", arms.comma_separated(analysis))
-    content = {"comparison": arms.everything(analysis), "mixes": tables.everything(study) if study else None}
+    write(output / "report.csv", numbers.comma_separated(analysis))
+    content = {
+        "comparison": numbers.everything(analysis),
+        "mixes": tables.everything(study) if study else None,
+    }
     write(output / "report.json", dump(content))
     if analysis.verdict is not None:
         print(f"Claim: {analysis.verdict.claim.text}\n{analysis.verdict.sentence}")
