@@ -20,7 +20,7 @@ from lab.evaluation.frechet import frechet_of_cells
 from lab.evaluation.generation import draw_all, psnr, reconstruct
 from lab.evaluation.grounding import box_requests, grounding_scores
 from lab.evaluation.rouge import rouge_l
-from lab.evaluation.statistics import bootstrap_interval
+from lab.evaluation.statistics import bootstrap_interval, wilson_interval
 from lab.evaluation.understanding import (
     Answer,
     answer_all,
@@ -38,6 +38,8 @@ from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import stacked
 
 SHOWN = 12  # samples kept for grids
+
+_NO_SHARES = ("understanding/caption_cider_d", "reconstruction/psnr")  # scores beyond 1
 
 
 def evaluate_arm(
@@ -80,14 +82,17 @@ def evaluate_arm(
     kinds = [kind for kind in (f"understanding/vqa/{kind}" for kind in QUESTIONS) if kind in scores]
     metrics["understanding/vqa"] = float(np.mean([metrics[kind] for kind in kinds]))
     chance["understanding/vqa"] = float(np.mean([chance[kind] for kind in kinds]))
-    intervals = {name: list(bootstrap_interval(values, seed)) for name, values in scores.items()}
+    intervals = {
+        name: list(bootstrap_interval(values, seed) if name in _NO_SHARES else _share_interval(values, seed))
+        for name, values in scores.items()
+    }
     number = min(len(scores[kind]) for kind in kinds)
     balanced = np.mean([scores[kind][:number] for kind in kinds], axis=0)
-    half = float(np.subtract(*bootstrap_interval(balanced, seed)[::-1])) / 2
-    intervals["understanding/vqa"] = [
-        metrics["understanding/vqa"] - half,
-        metrics["understanding/vqa"] + half,
-    ]
+    low, high = _share_interval(balanced, seed)
+    if 0 < metrics["understanding/vqa"] < 1:  # else it is an end
+        half = float(np.subtract(high, low)) / 2
+        low, high = metrics["understanding/vqa"] - half, metrics["understanding/vqa"] + half
+    intervals["understanding/vqa"] = [low, high]
     for name, figure in figures.items():
         metrics[name], intervals[name] = figure.value, [figure.low, figure.high]
     stored: dict[str, Any] = dict(scores)
@@ -99,6 +104,13 @@ def evaluate_arm(
         "chance": chance,
         "samples": samples,
     }
+
+
+def _share_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Bootstrap interval of a mean of shares (n,); Wilson's where all are 0 or all 1: no resample differs."""
+    if values[0] in (0.0, 1.0) and (values == values[0]).all():
+        return wilson_interval(int(values.sum()), len(values))
+    return bootstrap_interval(values, seed)
 
 
 def _understand(

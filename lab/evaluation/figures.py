@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,15 +52,51 @@ def share_figure(scores: Sequence[float] | np.ndarray) -> Figure:
     return Figure(float(values.mean()), *wilson_interval(int(values.sum()), len(values)), len(values))
 
 
+def rate_figure(rows: np.ndarray, statistic: Callable[[Array], np.ndarray]) -> Figure:
+    """A rate of sums, such as precision: as `sums_figure`, but Wilson's interval where it is 0 or 1.
+
+    Args:
+        rows: (n, k), what each independent sample adds.
+        statistic: sums (..., k) -> rates (...), nan where there is nothing to take a share of.
+    """
+    figure = sums_figure(rows, statistic)
+    if figure.value not in (0.0, 1.0):
+        return figure
+    counted = int(
+        (~np.isnan(statistic(np.asarray(rows, np.float64)))).sum()
+    )  # samples that have a share in it
+    return Figure(figure.value, *wilson_interval(round(figure.value * counted), counted), figure.samples)
+
+
+def share_by_group(scores: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Figure:
+    """A mean of shares between 0 and 1 that are not independent within groups, which are drawn again whole.
+
+    Args:
+        scores: n shares.
+        groups: n, such as the images that questions are about; if all differ, this is `share_figure`.
+    """
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    if len(numbers) == len(groups):
+        return share_figure(scores)
+    sums = np.zeros((len(numbers), 2))
+    for score, group in zip(scores, groups, strict=True):
+        sums[numbers[group]] += score, 1
+    return rate_figure(sums, lambda total: total[:, 0] / total[:, 1])
+
+
 def macro_figure(groups: Mapping[str, np.ndarray]) -> Figure:
-    """The unweighted mean of the means of groups of samples; samples are drawn within each group.
+    """The unweighted mean of the mean shares of groups of samples; samples are drawn within each group.
 
     Groups of one size share their draws, as kinds of questions about the same scenes do; that they share them
     in the order of their samples is the caller's to see to.
     """
     scores = [np.asarray(group, np.float64).reshape(1, 1, -1) for group in groups.values()]
     value = float(np.mean([group.mean() for group in scores]))
-    interval = JointBootstrap(scores, resamples=2000).interval([[1.0]])
+    if value in (0.0, 1.0):  # as in `share_figure`; what groups share counts once
+        fewest = min(group.size for group in scores)
+        interval = wilson_interval(round(value * fewest), fewest)
+    else:
+        interval = JointBootstrap(scores, resamples=2000).interval([[1.0]])
     return Figure(value, *interval, sum(group.size for group in scores))
 
 

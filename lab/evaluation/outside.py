@@ -8,7 +8,8 @@
 | caption | CIDEr-D, BLEU-4 and ROUGE-L against all captions of an image |
 | box | boxes with an intersection over union of at least 0.5, mean of it, answers that are boxes |
 
-In a conversation every answer is asked for, given the right ones before it.
+In a conversation every answer is asked for, given the right ones before it. For intervals, images are drawn
+again, each with all that was asked about it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from lab.errors import LabError, nearest
 from lab.evaluation.captioning import caption_figures
-from lab.evaluation.figures import Figure, mean_figure, share_figure
+from lab.evaluation.figures import Figure, share_by_group
 from lab.evaluation.grounding import RIGHT, iou_of
 from lab.evaluation.pope import pope_figures, says_yes
 from lab.evaluation.understanding import answer_all
@@ -138,11 +139,11 @@ def _vqa(given: Sequence[Reply], source: DataSource) -> dict[str, Figure]:
             "takes several, `--protocol exact` takes one"
         )
     people = [vqa_accuracy(reply.given, reply.row.answers) for reply in given]
-    return {"accuracy": share_figure(people), **_exact(given, source)}
+    return {"accuracy": _share(people, given), **_exact(given, source)}
 
 
 def _exact(given: Sequence[Reply], source: DataSource) -> dict[str, Figure]:
-    return {"exact": share_figure([exact_match(reply.given, reply.expected) for reply in given])}
+    return {"exact": _share([exact_match(reply.given, reply.expected) for reply in given], given)}
 
 
 def _pope(given: Sequence[Reply], source: DataSource) -> dict[str, Figure]:
@@ -180,9 +181,9 @@ def _box(given: Sequence[Reply], source: DataSource) -> dict[str, Figure]:
         formed.append(float(box is not None))
         scores.append(0.0 if box is None else iou_of(box, placed))
     return {
-        "right": share_figure([float(score >= RIGHT) for score in scores]),
-        "iou": mean_figure(scores),
-        "well_formed": share_figure(formed),
+        "right": _share([float(score >= RIGHT) for score in scores], given),
+        "iou": _share(scores, given),
+        "well_formed": _share(formed, given),
     }
 
 
@@ -192,6 +193,11 @@ def _numbers(text: str, size: int) -> np.ndarray | None:
     if len(found) != 4 or found.max() > 1 or found[0] >= found[2] or found[1] >= found[3]:
         return None
     return found * size
+
+
+def _share(scores: Sequence[float], given: Sequence[Reply]) -> Figure:
+    """A mean over replies; those about one image are not independent, nor are those of one conversation."""
+    return share_by_group(scores, [_image(reply) or reply.row.id for reply in given])
 
 
 def _image(reply: Reply) -> str:

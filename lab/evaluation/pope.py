@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.evaluation.figures import Figure, sums_figure
+from lab.evaluation.figures import Figure, rate_figure
 from lab.evaluation.statistics import Array
 from lab.samples.segments import BOS, Sample, answer, image, question, special
 from lab.scenes.language import short_answer, things_of
@@ -127,7 +127,7 @@ def pope_figures(rows: Sequence[int], said: Sequence[bool], there: Sequence[bool
     sums = np.zeros((place.max() + 1, 4))
     np.add.at(sums, place, outcome)
     return {
-        name: sums_figure(sums, lambda total, index=index: _figures(total)[index])  # type: ignore[misc]
+        name: rate_figure(sums, lambda total, index=index: _figures(total)[index])  # type: ignore[misc]
         for index, name in enumerate(FIGURES)
     }
 

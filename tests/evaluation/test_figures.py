@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lab.evaluation.figures import macro_figure, mean_figure, share_figure, sums_figure
+from lab.evaluation.figures import (
+    macro_figure,
+    mean_figure,
+    rate_figure,
+    share_by_group,
+    share_figure,
+    sums_figure,
+)
 
 
 def test_a_rate_has_wilsons_interval_also_at_its_ends() -> None:
@@ -33,6 +40,37 @@ def test_every_group_weighs_the_same_however_many_samples_it_has() -> None:
     assert (figure.value, figure.samples) == (0.75, 916)
     half = 1.96 * 0.5 / np.sqrt(16) / 2  # by hand: only the few vary, and count half
     assert (figure.low, figure.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.035)
+
+
+def test_a_mean_over_groups_is_no_certainty_at_its_ends() -> None:
+    figure = macro_figure({"digits": np.ones(40), "colours": np.ones(30)})
+    assert (figure.value, figure.high, figure.samples) == (1, 1, 70)
+    assert figure.low == pytest.approx(stats.binomtest(30, 30).proportion_ci(method="wilson").low)
+
+
+def test_scores_of_one_group_are_drawn_together() -> None:
+    """Ten answers about each of 20 images that are all right or all wrong are worth 20, not 200."""
+    right = np.repeat(np.arange(20) % 2, 10).astype(float)
+    images = [f"image {row // 10}" for row in range(200)]
+    figure = share_by_group(right, images)
+    assert (figure.value, figure.samples) == (0.5, 20)
+    half = 1.96 * 0.5 / np.sqrt(20)
+    assert (figure.low, figure.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.04)
+    alike = share_by_group(np.zeros(200), images)
+    assert (alike.low, alike.high) == (0, share_figure(np.zeros(20)).high)
+    assert share_by_group(right, range(200)) == share_figure(right)
+
+
+def test_a_rate_of_sums_counts_what_has_a_share_in_it() -> None:
+    """Precision: three images without a yes say nothing of it."""
+    rows = np.array([[2.0, 2.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+
+    def precision(sums: np.ndarray) -> np.ndarray:
+        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+
+    figure = rate_figure(rows, precision)
+    assert (figure.value, figure.high, figure.samples) == (1, 1, 6)
+    assert figure.low == pytest.approx(stats.binomtest(3, 3).proportion_ci(method="wilson").low)
 
 
 def test_sums_in_any_order() -> None:

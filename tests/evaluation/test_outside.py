@@ -98,6 +98,13 @@ def test_boxes_are_scored_in_the_square_of_the_encoder(
     assert figures_of("box", given(data, said), data)["right"].value == right
 
 
+def test_questions_about_one_image_are_one_sample(tmp_path: Path) -> None:
+    data = source(tmp_path / "set", "gqa")
+    about = given(data, "yes", "no")
+    assert len({shot.digest for reply in about for shot in reply.row.shots}) == 1
+    assert figures_of("exact", about, data)["exact"].samples == 1
+
+
 def test_protocols_refuse_rows_that_are_not_made_for_them(tmp_path: Path) -> None:
     data = source(tmp_path / "set", "gqa")
     with pytest.raises(LabError, match="has an answer of one person"):

@@ -122,6 +122,16 @@ def test_all_wrong_is_no_certainty(ablation: Make) -> None:
     assert mean.high == pytest.approx(stats.binomtest(0, 200).proportion_ci(method="wilson").high)
 
 
+def test_all_wrong_is_no_certainty_without_scores_either(ablation: Make) -> None:
+    """Metrics travel further than scores; evaluations state their interval."""
+    folder = ablation(drawn=lambda levels: -9.0)
+    for path in (folder / "output").rglob("scores.npz"):
+        path.unlink()
+    mean = measured(folder).mean("linear-even")
+    assert mean is not None
+    assert (mean.low, mean.high, mean.over) == (0.0, 0.06, "wilson")
+
+
 def test_seeds_that_coincide_are_not_taken_for_certainty(ablation: Make) -> None:
     folder = ablation(spread=0.0, samples=40, seeds=(0, 1), drawn=lambda levels: 0.5)
     results = read_results(folder)

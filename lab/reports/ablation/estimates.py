@@ -149,17 +149,24 @@ class Measured:
             low, high, over = self._over_samples(arm, self.seeds[places[0]], value)
         if self.measure.rate:  # no rate lies beyond
             low, high = max(0.0, low), min(1.0, high)
-        if high - low < _WIDTH and self.samples:  # seeds that coincide show no spread, which is no certainty
+        if high - low < _WIDTH:  # seeds that coincide show no spread, which is no certainty
             if self.measure.rate and value in (0.0, 1.0):
-                # The same samples at every seed, so they count once.
-                low, high = wilson_interval(round(value * self.samples), self.samples)
-                over = WILSON
-            elif values.size > 1:
+                low, high, over = self._at_an_end(arm, places, value)
+            elif values.size > 1 and self.samples:
                 weights = np.zeros_like(self.values)
                 weights[self.arms.index(arm), places] = 1 / values.size
                 ends, _ = self.joint(weights, [int(s) for s in places])
                 (low, high), over = ends or (low, high), SAMPLES
         return Mean(value, float(low), float(high), over, int(values.size))
+
+    def _at_an_end(self, arm: str, places: np.ndarray, value: float) -> tuple[float, float, str]:
+        """Wilson's interval of 0 or 1, or that of an evaluation whose scores are not at hand."""
+        if self.samples:  # the same at every seed, so they count once
+            return *wilson_interval(round(value * self.samples), self.samples), WILSON
+        stated = [self._cells[arm, self.seeds[place]].intervals.get(self.measure.name) for place in places]
+        low, high = zip((value, value), *filter(None, stated), strict=True)
+        wide = max(high) - min(low) > _WIDTH
+        return min(low), max(high), WILSON if wide else SEEDS if len(places) > 1 else NONE
 
     def _over_samples(self, arm: str, seed: int, value: float) -> tuple[float, float, str]:
         cell = self._cells[arm, seed]

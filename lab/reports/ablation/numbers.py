@@ -1,4 +1,4 @@
-"""The comparison's numbers for programs: all of them as CSV and as JSON, the main ones for `dvc metrics show`."""
+"""The comparison's numbers for programs: all as CSV and as JSON, the main ones for `dvc metrics show`."""
 
 from __future__ import annotations
 
