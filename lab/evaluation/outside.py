@@ -197,7 +197,7 @@ def _numbers(text: str, size: int) -> np.ndarray | None:
 
 def _share(scores: Sequence[float], given: Sequence[Reply]) -> Figure:
     """A mean over replies; those about one image are not independent, nor are those of one conversation."""
-    return share_by_group(scores, [_image(reply) or reply.row.id for reply in given])
+    return share_by_group(scores, [_image(reply) or reply.row.place for reply in given])
 
 
 def _image(reply: Reply) -> str:
