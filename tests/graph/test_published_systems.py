@@ -14,14 +14,14 @@ from lab.graph.context import world_of
 from lab.graph.small import small_params
 from lab.graph.stages import UNIFIED
 from lab.graph.system import find, names, read_system
-from lab.models.arm import Arm, new_arm
+from lab.models.arm import Arm
 from lab.registry import build
 from lab.samples.batch import Batch
 from lab.samples.mixture import Mixture
-from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import read_split, write_world
 from lab.training.modules import ROWS_ONLY, UnifiedTraining
+from tests.systems import fresh
 
 LIMIT = 42  # lines of a declaration
 
@@ -40,23 +40,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> SceneTasks:
     return SceneTasks(read_split(folder, world, "train"), turns=2)
 
 
-def start(params: Params, scenes: SceneTasks) -> Arm:
-    """The system with fresh parts, as far as its training goes."""
-    image_decoder: Any = None
-    if params.visual_head and params.spec("visual_head", params.visual_head).get("loss") == "decoder":
-        spec = params.spec("image_decoder", str(params.image_decoder))
-        image_decoder = build("image_decoder", spec, 128, 16, params.world.image_size).requires_grad_(False)
-    tokenizer = Tokenizer.of_words(scenes.language.vocabulary())
-    arm = new_arm(params, params.connectors[0], {}, tokenizer, image_decoder)
-    arm.model.eval()
-    if arm.model.visual_head is not None:
-        with torch.no_grad():
-            tokens = arm.model.image_tokens(torch.from_numpy(scenes.split.pixels(torch.arange(32).numpy())))
-        source = arm.model.encoder if params.targets == "encoder" else arm.model.connector
-        arm.model.visual_head.prepare(tokens, getattr(source, "codebook", None))
-    return arm
-
-
 def batch_of(arm: Arm, params: Params, scenes: SceneTasks, size: int = 6) -> Batch:
     mix = next(iter(params.mixes.values()))
     data = Mixture(scenes.sources(), dict.fromkeys(mix, 1.0), size, seed=0)
@@ -72,7 +55,7 @@ def test_declarations_are_short() -> None:
 @pytest.mark.parametrize("name", names())
 def test_a_system_trains_what_its_recipe_says(name: str, scenes: SceneTasks) -> None:
     params = declared(name)
-    arm = start(params, scenes)
+    arm = fresh(params, scenes)
     batch = batch_of(arm, params, scenes)
     assert int(batch.drawn.sum()) == len(batch.pixels_drawn) * arm.model.tokens_drawn
     assert int(batch.read.sum()) == len(batch.pixels_read) * arm.model.tokens_read
@@ -102,7 +85,7 @@ def test_a_system_trains_what_its_recipe_says(name: str, scenes: SceneTasks) -> 
 def test_one_space_is_read_and_written(name: str, scenes: SceneTasks) -> None:
     """What an image to draw is made of is what the language model reads of the same image."""
     params = declared(name)
-    arm = start(params, scenes)
+    arm = fresh(params, scenes)
     pixels = torch.from_numpy(scenes.split.pixels(torch.arange(3).numpy()))
     with torch.no_grad():
         drawn = arm.model.image_tokens(pixels)
@@ -117,7 +100,7 @@ def test_one_space_is_read_and_written(name: str, scenes: SceneTasks) -> None:
 def test_the_language_model_is_itself_at_the_start(name: str, scenes: SceneTasks) -> None:
     """Gates and adapters at zero: logits of plain text are those of the language model alone, bit for bit."""
     params = declared(name)
-    arm = start(params, scenes)
+    arm = fresh(params, scenes)
     collate = arm.collate(tuple(scenes.tasks))
     batch = collate([scenes.sample("text", row, 0) for row in range(3)])
     spec = params.spec("text_decoder", params.text_decoder)
@@ -138,7 +121,7 @@ def test_the_language_model_is_itself_at_the_start(name: str, scenes: SceneTasks
 def test_a_frozen_language_model_says_what_it_said(scenes: SceneTasks) -> None:
     """GILL: but for the rows of the marks, logits of plain text are the same after training, bit for bit."""
     params = declared("gill")
-    arm = start(params, scenes)
+    arm = fresh(params, scenes)
     text = arm.collate(tuple(scenes.tasks))([scenes.sample("text", row, 0) for row in range(3)])
 
     def logits() -> torch.Tensor:

@@ -15,15 +15,14 @@ from lab.config import Params
 from lab.graph.context import world_of
 from lab.graph.small import small_params
 from lab.graph.system import find, names, read_system
-from lab.models.arm import Arm, new_arm
+from lab.models.arm import Arm
 from lab.models.unified import UnifiedModel
-from lab.registry import build
 from lab.samples.batch import Batch
 from lab.samples.layout import lay_out
 from lab.samples.mixture import Mixture
-from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import read_split, write_world
+from tests.systems import fresh
 
 Word = Literal["padded", "buckets", "packed"]
 LAYOUTS: tuple[Word, ...] = ("padded", "buckets", "packed")
@@ -68,21 +67,11 @@ def made(name: str, scenes: SceneTasks) -> Arm:
     for one in overrides:
         if "config=" in one:
             params.settings["text_decoder"]["hf"] = {"config": FAMILIES[one.partition("=")[2]]}
-    decoder: Any = None
-    if params.visual_head and params.spec("visual_head", params.visual_head).get("loss") == "decoder":
-        spec = params.spec("image_decoder", str(params.image_decoder))
-        decoder = build("image_decoder", spec, 128, 16, params.world.image_size).requires_grad_(False)
-    tokenizer = Tokenizer.of_words(scenes.language.vocabulary())
-    arm = new_arm(params, params.connectors[0], {}, tokenizer, decoder)
-    model = arm.model.eval()
+    arm = fresh(params, scenes)
     with torch.no_grad():
-        for key, parameter in model.fusion.named_parameters():  # type: ignore[attr-defined]
+        for key, parameter in arm.model.fusion.named_parameters():  # type: ignore[attr-defined]
             if "gate" in key:
                 parameter.fill_(0.5)
-        if model.visual_head is not None:
-            tokens = model.image_tokens(torch.from_numpy(scenes.split.pixels(torch.arange(16).numpy())))
-            source: Any = model.encoder if params.targets == "encoder" else model.connector
-            model.visual_head.prepare(tokens, getattr(source, "codebook", None))
     return arm
 
 

@@ -61,10 +61,10 @@ def test_costs_are_known_without_a_budget(training: Training, tokens: list[int])
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_memory_that_was_needed_before_is_not_the_stage_s(training: Training) -> None:
-    np.ones(2**27).sum()  # 1 GB, given back at once
+    np.ones(2**26).sum()  # half a GB, given back at once
     before = psutil.Process().memory_info().rss / 2**20
     _, record = training()
-    assert before < record.costs["cost/peak_memory_mb"] < before + 512
+    assert before < record.costs["cost/peak_memory_mb"] < before + 256
 
 
 def test_a_stage_without_language_model_has_no_tokens(training: Training) -> None:
