@@ -572,24 +572,27 @@ def _data_sets(params: Params) -> list[str]:
         for name in params.vocabulary
         if name not in params.datasets
     ]
-    if not params.datasets:
-        return mistakes
+    for name, entry in params.datasets.items():
+        if not names_data_set(name):
+            mistakes.append(f"datasets.{name}: expected a name of a-z, 0-9 and _ that is no task")
+        mistakes += mistakes_in_data_set(f"datasets.{name}", entry)
+    return mistakes
+
+
+def mistakes_in_data_set(where: str, entry: DataSetParams) -> list[str]:
+    """Mistakes in the entry of one data set; `where` it stands."""
     from lab.samples.readers.formats import FORMATS  # whose import takes a while
 
     choices = {"policy": POLICIES, "format": FORMATS, "fit": FITS, "task": ("", "text_to_image")}
-    for name, entry in params.datasets.items():
-        where = f"datasets.{name}"
-        if not names_data_set(name):
-            mistakes.append(f"{where}: expected a name of a-z, 0-9 and _ that is no task")
-        for key, known in choices.items():
-            if (word := getattr(entry, key)) not in known:
-                mistakes.append(f"{where}.{key}: no '{word}'{nearest(word, filter(None, known))}")
-        mistakes += [f"{where}.splits: {mistake}" for mistake in _splits(entry.splits)]
-        mistakes += [
-            f"'{where}.{key}' must be from 1 to {most:,}, not {value}"
-            for key, most in (("tiles", 100), ("limit", 178_000_000))
-            if not 1 <= (value := getattr(entry, key)) <= most
-        ]
+    mistakes = [f"{where}.splits: {mistake}" for mistake in _splits(entry.splits)]
+    for key, known in choices.items():
+        if (word := getattr(entry, key)) not in known:
+            mistakes.append(f"{where}.{key}: no '{word}'{nearest(word, filter(None, known))}")
+    mistakes += [
+        f"'{where}.{key}' must be from 1 to {most:,}, not {value}"
+        for key, most in (("tiles", 100), ("limit", 178_000_000))
+        if not 1 <= (value := getattr(entry, key)) <= most
+    ]
     return mistakes
 
 

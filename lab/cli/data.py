@@ -59,6 +59,8 @@ def _inspect(args: argparse.Namespace) -> None:
     from lab.reports.data import contact_sheet, description
     from lab.samples.tokenizer import Tokenizer
 
+    if args.samples < 0:
+        raise LabError(f"--samples {args.samples}: expected 0 or more")
     data = inspected(args.path, _stated(args))
     tokenizer = None if args.tokenizer is None else Tokenizer.load(args.tokenizer)
     for line in description(data, args.samples, tokenizer):

@@ -14,11 +14,11 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.config import SPLITS, DataSetParams, load_params, names_data_set
+from lab.config import SPLITS, DataSetParams, load_params, mistakes_in_data_set, names_data_set
 from lab.errors import LabError
 from lab.graph.datasets import FOLDER, KEPT, QUARANTINE, indexed
 from lab.samples.datasets import DataSet, check_policy, quarantine
-from lab.samples.readers.formats import reader_of, recognise
+from lab.samples.readers.formats import FORMATS, recognise
 
 Way = Literal["clone", "copy", "link"]
 _HUB = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -45,11 +45,12 @@ def import_data(
             them where they are.
 
     Raises:
-        LabError: the name is taken or malformed, no format fits, or records are bad and may not be left out;
-            nothing is left behind then.
+        LabError: the name is taken or malformed, what is stated is no entry, no format fits, or records are
+            bad and may not be left out; nothing is left behind then.
     """
     if not names_data_set(name):
         raise LabError(f"--as {name}: expected a name of a-z, 0-9 and _ that is no task")
+    _check_stated(name, stated)
     folder, target = Path.cwd(), Path.cwd() / FOLDER / name
     taken = load_params(folder / "params.yaml").datasets
     in_place = target.is_dir() and Path(path).resolve() == target  # where `dvc import` has put it
@@ -68,7 +69,6 @@ def import_data(
                 **{key: value for key, value in stated.items() if key != "format"},
             }
         )
-        reader_of(entry.format)
         data = indexed(name, entry, target)
         if "splits" not in stated:
             entry = DataSetParams(**{**asdict(entry), "splits": proposed_splits(data)})
@@ -226,7 +226,7 @@ def inspected(path: str, stated: Mapping[str, Any]) -> DataSet:
         stated: as in `import_data`.
 
     Raises:
-        LabError: there is none, of no known format, or without a record.
+        LabError: there is none, of no known format, or without a record; what is stated is no entry.
     """
     params = Path("params.yaml")
     if not Path(path).exists() and params.exists():
@@ -234,6 +234,7 @@ def inspected(path: str, stated: Mapping[str, Any]) -> DataSet:
         if path in known:
             return indexed(path, known[path], Path(known[path].path).absolute())
     root = Path(path).absolute()
+    _check_stated("NAME", stated)
     if not root.is_dir():
         raise LabError(f"{path}: no such folder")
     entry = DataSetParams(
@@ -248,6 +249,13 @@ def inspected(path: str, stated: Mapping[str, Any]) -> DataSet:
     if "splits" in stated:
         return data
     return DataSet(root.name, DataSetParams(**{**asdict(entry), "splits": proposed_splits(data)}), data.index)
+
+
+def _check_stated(name: str, stated: Mapping[str, Any]) -> None:
+    """Raises LabError with all mistakes in what is stated of an entry, before a file is looked at."""
+    entry = DataSetParams(**{"path": "", "format": FORMATS[0], **stated})
+    if mistakes := mistakes_in_data_set(f"datasets.{name}", entry):
+        raise LabError("; ".join(mistakes))
 
 
 def _check_found(data: DataSet, path: str) -> None:

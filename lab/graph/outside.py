@@ -54,6 +54,8 @@ def evaluate_on(
     for protocol in protocols:
         if protocol not in PROTOCOLS:
             raise LabError(f"no protocol '{protocol}' for data sets{nearest(protocol, PROTOCOLS)}")
+    if samples < 0:
+        raise LabError("--samples must be at least 0, which stands for all rows")
     if split is not None and split not in SPLITS:
         raise LabError(f"no split '{split}'{nearest(split, SPLITS)}")
     material, folder = Material(find_arm(run)), Path.cwd()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lab.config import SPLITS
+from lab.errors import LabError
 from lab.samples.datasets import DataSet
 from lab.samples.images import Fitting, decode, fitted
 from lab.samples.index import Row, Shot
@@ -64,13 +65,18 @@ def contact_sheet(data: DataSet, images: int, file: Path) -> int:
     Args:
         data: with its index.
         images: at most so many, of rows evenly spread.
-        file: to write.
+        file: to write; left alone where there is no image.
+
+    Raises:
+        LabError: it cannot be written.
     """
     from PIL import Image, ImageDraw
 
     rows = [data.index.row(number) for number in _spread_over(len(data), images)]
     rows = [row for row in rows if row.shots]
-    height = -(-max(1, len(rows)) // _COLUMNS) * (_SIDE + _TEXT)
+    if not rows:
+        return 0
+    height = -(-len(rows) // _COLUMNS) * (_SIDE + _TEXT)
     sheet = Image.new("RGB", (_COLUMNS * _SIDE, height), "white")
     pen = ImageDraw.Draw(sheet)
     for place, row in enumerate(rows):
@@ -84,7 +90,10 @@ def contact_sheet(data: DataSet, images: int, file: Path) -> int:
         lines = textwrap.wrap(words, 26)[:3]
         text = "\n".join(lines).encode("latin-1", "replace").decode("latin-1")  # what its letters cover
         pen.multiline_text((corner[0] + 4, corner[1] + _SIDE), text, fill="black", font_size=10)
-    sheet.save(file)
+    try:
+        sheet.save(file)
+    except (OSError, ValueError) as error:
+        raise LabError(f"{file}: cannot be written: {error}") from error
     return len(rows)
 
 

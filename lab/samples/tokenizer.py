@@ -86,10 +86,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: str | Path) -> Tokenizer:
-        """From a local folder or a name that transformers knows."""
+        """From a local folder or a name that transformers knows.
+
+        Raises:
+            LabError: there is none.
+        """
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(str(source)))
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(source)))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LabError(f"{source}: no tokenizer can be read from there: {reason}") from error
 
     @classmethod
     def of_words(cls, words: Sequence[str], more: Sequence[str] = ()) -> Tokenizer:

@@ -94,7 +94,7 @@ def test_bad_records_stop_an_import_and_leave_nothing_behind(folder: Path, tmp_p
         ("vqa", {}, "--as vqa: expected a name of a-z, 0-9 and _ that is no task"),
         ("../up", {}, "expected a name"),
         ("photos", {"fit": "squeeze"}, "datasets.photos.fit: no 'squeeze'"),
-        ("photos", {"format": "lava"}, r"no format 'lava' \(did you mean 'llava'\?\)"),
+        ("photos", {"format": "lava"}, r"format: no 'lava' \(did you mean 'llava'\?\)"),
         (
             "photos",
             {"splits": {"tst": 0.1}},

@@ -44,3 +44,8 @@ def test_from_disk_it_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = f"<bos> <user> where is the 3 ? <assistant> {EOS}"
     assert again.encode(text) == tokenizer.encode(text)
     assert [again[token] for token in SPECIAL_TOKENS] == [tokenizer[token] for token in SPECIAL_TOKENS]
+
+
+def test_a_place_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=f"{tmp_path}: no tokenizer can be read from there"):
+        Tokenizer.load(tmp_path)

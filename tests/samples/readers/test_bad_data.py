@@ -395,3 +395,24 @@ def test_a_set_without_a_record_is_refused(
     with pytest.raises(LabError, match="set: no record of format webdataset"):
         way("set", stated={})
     assert not (tmp_path / "datasets" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"splits": {"foo": 0.1}}, "splits: no split 'foo'"),
+        ({"splits": {"validation": 2.0}, "limit": 0}, "splits: expected shares .*limit' must be from 1 to"),
+        ({"format": "lava"}, r"format: no 'lava' \(did you mean 'llava'\?\)"),
+    ],
+)
+@pytest.mark.parametrize("way", [inspected, partial(import_data, name="mine")])
+def test_what_is_stated_is_checked_before_a_file_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[..., DataSet], stated: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path, "params.yaml", (Path(__file__).parents[3] / "params.yaml").read_bytes())
+    conversations(5)(tmp_path / "set")
+    with pytest.raises(LabError, match=message):
+        way("set", stated=stated)
+    assert not (tmp_path / ".lab").exists()
+    assert not (tmp_path / "datasets").exists()
