@@ -106,8 +106,6 @@ def _world(folder: Path) -> list[_Part]:
     for split in SPLITS:
         tasks, seen = SceneTasks(read_split(folder / "output" / "data", world, split)), Seen()  # type: ignore[arg-type]
         for row in range(len(tasks)):
-            picture = tasks.sample("caption", row, 0).segments[1].picture
-            assert picture is not None
-            seen.add(row, [picture.key], [], "")
+            seen.add(row, [tasks.picture(row).key], [], "")
         parts.append(_Part(WORLD, split, seen, lambda row, split=split: f"{WORLD}/{split} (scene {row})"))  # type: ignore[misc]
     return parts

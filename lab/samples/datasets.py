@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class DataSet:
         kept = self.index.folder / f"split-{key}.npy"
         if not kept.exists():
             found = np.fromiter((_split_by(row.place.file, patterns) for row in self.index), np.uint8)
-            draft = kept.with_suffix(".draft.npy")
+            draft = kept.with_suffix(f".{os.getpid()}.npy")  # others may write theirs at once
             np.save(draft, found, allow_pickle=False)
             draft.replace(kept)
         return np.asarray(np.load(kept, allow_pickle=False))
@@ -116,7 +117,7 @@ class DataSet:
                     found.update(
                         word for number in range(101) for word in plain_words(f"[{number / 100:.2f},]")
                     )
-            draft = kept.with_suffix(".draft")
+            draft = kept.with_suffix(f".{os.getpid()}")
             draft.write_text("\n".join(sorted(found)), encoding="utf-8")
             draft.replace(kept)
         return kept.read_text(encoding="utf-8").split("\n")

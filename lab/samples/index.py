@@ -89,12 +89,15 @@ class Index:
     def row(self, number: int) -> Row:
         """Row `number`, from 0."""
         start, end = (int(at) for at in self._offsets[number : number + 2])
-        return _row(self._read(self.folder / "rows.jsonl", start, end - start))
+        return _row(self._read("rows.jsonl", start, end - start))
 
     def bytes_of(self, blob: Blob) -> bytes:
         """The bytes of an image."""
-        file = self.folder / "images.bin" if blob.file == EMBEDDED else self.root / blob.file
-        return file.read_bytes() if blob.size is None else self._read(file, blob.start, blob.size)
+        if blob.file == EMBEDDED and blob.size is not None:
+            return self._read("images.bin", blob.start, blob.size)
+        with (self.root / blob.file).open("rb") as handle:  # anew: there may be very many shards
+            handle.seek(blob.start)
+            return handle.read(-1 if blob.size is None else blob.size)
 
     def __iter__(self) -> Iterator[Row]:
         with (self.folder / "rows.jsonl").open("rb") as handle:
@@ -132,10 +135,11 @@ class Index:
             return np.zeros(0, kind)
         return np.memmap(self.folder / f"{name}.bin", kind, "r")
 
-    def _read(self, file: Path, start: int, size: int) -> bytes:
-        key = (os.getpid(), str(file))  # a handle of its own for each process, whichever way it was started
+    def _read(self, name: str, start: int, size: int) -> bytes:
+        """Bytes of a file of the index."""
+        key = (os.getpid(), name)  # a handle of its own for each process, whichever way it was started
         if key not in self._handles:
-            self._handles[key] = os.open(file, os.O_RDONLY)
+            self._handles[key] = os.open(self.folder / name, os.O_RDONLY)
         return os.pread(self._handles[key], size, start)
 
 

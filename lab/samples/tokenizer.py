@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import LabError, nearest
-from lab.samples.chat import OWN_TEMPLATE, Chat, OwnChat, TemplateChat, special_of, taking_apart
+from lab.samples.chat import OWN_TEMPLATE, Chat, OwnChat, special_of, taking_apart
+from lab.samples.chat_template import TemplateChat
 from lab.samples.segments import BOS, EOS, IMAGE_END, IMAGE_START, PAD, SPECIAL_TOKENS
 
 if TYPE_CHECKING:

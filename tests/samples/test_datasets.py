@@ -23,7 +23,7 @@ from lab.samples.segments import ASSISTANT, BOS, EOS, SPECIAL_TOKENS, USER
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import World
-from tests.samples.readers.conftest import encoded, put, talk
+from tests.samples.readers.conftest import encoded, put, talk, webdataset
 
 HASHED = {"validation": 0.2, "test": 0.2}
 
@@ -112,6 +112,22 @@ def test_a_source_survives_the_way_to_another_process(tmp_path: Path) -> None:
     assert first is not None
     assert second is not None
     assert np.array_equal(first.pixels, second.pixels)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are listed in /proc")
+def test_shards_are_not_held_open(tmp_path: Path) -> None:
+    """There may be more of them than a process may have open files."""
+    webdataset(tmp_path / "set")
+    for number in range(20):
+        (tmp_path / "set" / f"more-{number}.tar").write_bytes((tmp_path / "set" / "00000.tar").read_bytes())
+    data = opened(tmp_path / "set", name="webdataset")
+    assert len(data) == 42
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for row in data.index:
+        (shot,) = row.shots
+        asked = row.turns[0][1][-1]
+        assert data.index.bytes_of(shot.blob) == encoded(int(asked == "what?"))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_a_mix_draws_from_tasks_and_data_sets(tmp_path: Path, tasks: SceneTasks) -> None:
