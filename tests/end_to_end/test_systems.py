@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STAGES = ("encoder", "text_decoder", "image_decoder", "pretrain", "instruct")
 TINY = [
-    "data.train_scenes=300",
+    "data.train_scenes=60",
     "data.validation_scenes=30",
     "data.test_scenes=30",
     "judge.steps=5",
