@@ -2,6 +2,8 @@
 
 A journal is a folder of its own below `.lab/tracking`: lines of JSON that are only ever appended, the files
 that go with them, and how much of it MLflow has. Whoever holds its lock, which dies with a process, may send.
+Its lines appear under their name locked and with their head, and go first when it is removed: whoever looks
+for journals to send finds whole ones only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import shutil
 import time
 import uuid
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from lab.tracking import store
 
 Record = dict[str, Any]
 _LINES, _STATE = "journal.jsonl", "sent.json"
+_FLAGS = os.O_RDWR | os.O_APPEND
 _MOST = 1 << 20  # bytes that are read at once; a record is far shorter
 
 
@@ -35,8 +39,22 @@ def spool() -> Path:
     return store.root() / ".lab" / "tracking" / digest
 
 
+def left() -> list[Path]:
+    """Folders of the journals that are not wholly sent, the oldest first; some may be in use."""
+    return sorted(lines.parent for lines in spool().glob(f"*/{_LINES}"))
+
+
 class Journal:
     """An open journal, locked by this process. Appending is one `write`, reading it no concern of the writer.
+
+    A fork may append, too, but has no part in the lock: it would hold it on when this process is gone.
+
+    Args:
+        folder: its place.
+        head: the first record of a journal that is to be made; None opens one that is there.
+
+    Raises:
+        OSError: the disk takes no new one; one that was there is locked, or gone.
 
     Attributes:
         folder: its place; the name begins with the time it was made at, so names sort by age.
@@ -45,14 +63,26 @@ class Journal:
         tried: whether opening the run was tried, so that it may exist although `run_id` is not known.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, head: Record | None = None) -> None:
         self.folder = folder
-        self._handle = os.open(folder / _LINES, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self.sent = 0
         self._torn = False
         self.run_id: str | None = None
-        self.tried = False
-        fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.tried = head is None
+        lines = folder / _LINES
+        place = lines if head is None else lines.with_suffix(".new")
+        self._handle = os.open(place, _FLAGS if head is None else _FLAGS | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if head is not None:
+                self.append(head)
+                os.rename(place, lines)
+            elif not os.path.samestat(os.fstat(self._handle), os.stat(lines)):
+                raise FileNotFoundError(f"{folder} was sent meanwhile")
+        except BaseException:
+            self.close()
+            raise
+        _opened.add(self)
         with suppress(OSError, ValueError, KeyError):
             state = json.loads((folder / _STATE).read_text())
             self.sent, self.run_id = state["bytes"], state["run_id"]
@@ -62,19 +92,19 @@ class Journal:
         """A fresh journal; its first line says whose records follow."""
         folder = spool() / f"{now()}-{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
-        made = cls(folder)
-        made.append(head)
-        return made
+        try:
+            return cls(folder, head)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @classmethod
     def adopt(cls, folder: Path) -> Journal | None:
         """A journal that its process has left behind; None if somebody works on it."""
         try:
-            found = cls(folder)
+            return cls(folder)
         except OSError:  # locked, or gone meanwhile
             return None
-        found.tried = True
-        return found
 
     @property
     def key(self) -> str:
@@ -132,9 +162,27 @@ class Journal:
 
     def close(self) -> None:
         """Lets go of it; another process may send the rest."""
-        os.close(self._handle)
+        handle, self._handle = self._handle, -1  # the number may soon be that of another file
+        os.close(handle)
 
     def remove(self) -> None:
         """Deletes it: all was sent."""
+        (self.folder / _LINES).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
+
+    def _forked(self) -> None:
+        """In a fork: the same lines, without the lock."""
+        if self._handle >= 0:
+            self.close()
+            with suppress(OSError):  # sent meanwhile
+                self._handle = os.open(self.folder / _LINES, _FLAGS)
+
+
+def _follow_fork() -> None:
+    for journal in list(_opened):
+        journal._forked()
+
+
+_opened: weakref.WeakSet[Journal] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_follow_fork)

@@ -172,7 +172,7 @@ class Run:
             self._writer.wait_open()
 
     def _finish(self, status: str | None = None) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._writer.here:
             if status:
                 self._add("end", status=status)
             self.flush()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 
 from lab.tracking.delivery import Delivery, warn
-from lab.tracking.journal import Journal, spool
+from lab.tracking.journal import Journal, left
 
 _log = logging.getLogger("lab.tracking")
 _EVERY = 10.0  # seconds between deliveries
@@ -42,6 +42,11 @@ class Writer(Thread):
         """MLflow's id of the run, None while it is not open there."""
         return self._delivery.run_id
 
+    @property
+    def here(self) -> bool:
+        """Whether this process has the thread: a fork has the run's journal alone, and cannot end the run."""
+        return os.getpid() == self._owner
+
     def wait_open(self) -> None:
         """Returns when the run is open, or cannot be for now."""
         if not self._answered.wait(_PATIENCE):
@@ -49,8 +54,6 @@ class Writer(Thread):
 
     def close(self) -> None:
         """Sends the rest, as long as that gets on, and says where it stays if it does not."""
-        if os.getpid() != self._owner:
-            return  # a fork has the journal's handle, not its thread
         self._measure()
         self._closing.set()
         self._wake.set()
@@ -99,7 +102,7 @@ class Writer(Thread):
 
 def waiting() -> int:
     """How many journals were left behind, or are being written."""
-    return sum(1 for _ in spool().glob("*")) if spool().exists() else 0
+    return len(left())
 
 
 def send_left() -> int:
@@ -113,7 +116,7 @@ def send_left() -> int:
 
 def _send_left(before: str) -> int:
     sent = 0
-    for folder in sorted(spool().glob("*")):
+    for folder in left():
         if folder.name >= before:
             break
         journal = Journal.adopt(folder)
