@@ -22,7 +22,9 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 sys.path.insert(0, str(Path(__file__).parent / "servers"))
-from postgres import Postgres, Unavailable, temporary_postgres
+from debian import Unavailable
+from postgres import Postgres, temporary_postgres
+from slurm import Cluster, remove, temporary_cluster
 
 if TYPE_CHECKING:
     from lab.models.arm import Arm
@@ -132,6 +134,23 @@ def postgres() -> Iterator[Postgres]:
                 pytest.fail(f"LAB_REQUIRE_POSTGRES=1, but {error}")
             pytest.skip(str(error))
         yield server
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real SLURM: three nodes, and two to be lost. LAB_REQUIRE_SLURM=1 makes its absence a failure."""
+    made = temporary_cluster(nodes=3, spare=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(made.conf))
+        try:
+            made.start()
+        except Unavailable as error:
+            remove(made)
+            if os.environ.get("LAB_REQUIRE_SLURM") == "1":
+                pytest.fail(f"LAB_REQUIRE_SLURM=1, but {error}")
+            pytest.skip(str(error))
+        yield made
+        remove(made)
 
 
 # -- a pipeline so small that its stages run in a test's own process ---------------------------------------

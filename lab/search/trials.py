@@ -48,12 +48,14 @@ class Taken:
         study: with the trial's own sampler.
         trial: for suggestions and reports.
         claim: held until the block of `Trials.taken` ends.
+        reported: steps at which its score is known, from workers that had it before.
         over: whether it was only to be pruned, as better ones went on, and is.
     """
 
     study: Study
     trial: Trial
     claim: Claim
+    reported: frozenset[int] = frozenset()
     over: bool = False
 
 
@@ -71,6 +73,7 @@ class Trials:
         self.rungs = Rungs.of(sweep)
         self._study = storage.get_study_id_from_name(sweep.study)
         self._claims = root() / ".lab" / "claims" / "sweeps" / sweep.study
+        self._listed: list[FrozenTrial] | None = None  # when it was last asked which are finished
 
     def study(self, number: int = 0) -> Study:
         """The study, with the sampler of a trial."""
@@ -90,7 +93,8 @@ class Trials:
 
     def finished(self) -> list[FrozenTrial]:
         """Trials that are over: complete, pruned, or failed."""
-        return [trial for trial in self.all() if trial.state.is_finished()]
+        self._listed = self.all()
+        return [trial for trial in self._listed if trial.state.is_finished()]
 
     def now(self, number: int) -> FrozenTrial:
         """A trial as it stands in the storage."""
@@ -128,7 +132,9 @@ class Trials:
             LabError: constraints let nothing pass.
         """
         while True:
-            trials = self.all()
+            # What a worker saw when it told of its last trial will do: beginning one looks at it again, and a
+            # listing of many trials takes a server longer than all else that is asked of it.
+            trials, self._listed = self.all() if self._listed is None else self._listed, None
             for trial in self._to_do(trials):
                 claim = Claim(self._place(trial.number), f"trial {trial.number}")
                 try:
@@ -170,21 +176,22 @@ class Trials:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import Trial, TrialState
 
-        key = self._id(seen.number)
-        now = self.storage.get_trial(key)
-        if now.state != seen.state or now.user_attrs.get(PAUSED, 0) != seen.user_attrs.get(PAUSED, 0):
-            return None
-        if now.state == TrialState.WAITING:
+        key, now = self._id(seen.number), seen
+        if seen.state == TrialState.WAITING:  # nobody has written to it yet
             try:
                 if not self.storage.set_trial_state_values(key, TrialState.RUNNING):
                     return None
             except UpdateFinishedTrialError:
                 return None
-        study = self.study(seen.number)
+        else:
+            now = self.storage.get_trial(key)
+            if now.state != seen.state or now.user_attrs.get(PAUSED, 0) != seen.user_attrs.get(PAUSED, 0):
+                return None
+        study, reported = self.study(seen.number), frozenset(now.intermediate_values)
         if now.user_attrs.get(PAUSED):
             if not self.rungs.goes_on(now, self.all()):
                 study.tell(seen.number, state=TrialState.PRUNED)
-                return Taken(study, Trial(study, key), claim, over=True)
+                return Taken(study, Trial(study, key), claim, reported, over=True)
             self.storage.set_trial_user_attr(key, CALLED, reached(now))
             self.storage.set_trial_user_attr(key, PAUSED, 0)
         times = 0 if now.user_attrs.get(PAUSED) else now.user_attrs.get(_BEGUN, 0)
@@ -194,7 +201,7 @@ class Trials:
             study.tell(seen.number, state=TrialState.FAIL)
             return None
         self.storage.set_trial_user_attr(key, _BEGUN, times + 1)
-        return Taken(study, Trial(study, key), claim)
+        return Taken(study, Trial(study, key), claim, reported)
 
     def _to_do(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Trials that may need a worker, the most urgent first: begun ones, promoted ones, waiting ones.

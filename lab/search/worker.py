@@ -135,7 +135,7 @@ class Worker:
         known = taken.trial.user_attrs
         if "settings" in known:
             self._say(f"trial {place} goes on: {' '.join(overrides(known['chosen']))}")
-            return known["settings"], known["words"]
+            return known["settings"], self._words(known["chosen"])
         settings: dict[str, Any] = dict(self.sweep.fixed)
         chosen: dict[str, Any] = {}
         for dimension in self.sweep.space:
@@ -143,9 +143,6 @@ class Worker:
                 drawn = dimension.draw(taken.trial)
                 settings |= dimension.settings(drawn)
                 chosen |= dimension.chosen(drawn)
-        words = [
-            str(chosen[one.key]) for one in self.sweep.space if one.kind == "choices" and one.key in chosen
-        ]
         self._say(f"trial {place}: {' '.join(overrides(_rounded(chosen)))}")
         found = excesses(self.sweep, settings, Path.cwd())
         for name, (_, excess) in found.items():
@@ -156,9 +153,14 @@ class Worker:
             self._tell(taken, TrialState.PRUNED)
             self._say(f"trial {place} infeasible: {passed}")
             return None, ""
-        for name, value in {"chosen": chosen, "words": " ".join(words), "settings": settings}.items():
+        for name, value in {"chosen": chosen, "settings": settings}.items():
             taken.trial.set_user_attr(name, value)
-        return settings, " ".join(words)
+        return settings, self._words(chosen)
+
+    def _words(self, chosen: Mapping[str, Any]) -> str:
+        """What a person calls a trial: what it chose among words."""
+        named = (one.key for one in self.sweep.space if one.kind == "choices" and one.key in chosen)
+        return " ".join(str(chosen[key]) for key in named)
 
     def _tracked(self, taken: Taken, words: str, settings: Mapping[str, Any]) -> Any:
         """The trial's run, nested under the study's: one, however often the trial is begun."""
@@ -186,7 +188,7 @@ class Worker:
             tracked.metrics({"trial/score": score}, step)
             if len(directions) > 1:
                 return False
-            if step not in self.trials.now(trial.number).intermediate_values:
+            if step not in taken.reported:
                 trial.report(better * score, step)
             if step in rungs:
                 return self._waits(taken, rungs[step], score)
@@ -194,7 +196,8 @@ class Worker:
                 raise optuna.TrialPruned(f"at step {step}")
             return False
 
-        trial.set_user_attr("mlflow_run_id", tracked.id)
+        if tracked.id is not None:
+            trial.set_user_attr("mlflow_run_id", tracked.id)
         try:
             metrics = {
                 name: float(value) for name, value in self.objective.measure(settings, report, rungs).items()
@@ -248,8 +251,8 @@ class Worker:
     def _close(self, taken: Taken) -> None:
         """Cleans up after a trial that waited at a rung and was not called any more."""
         known = taken.trial.user_attrs
-        step = max(self.trials.now(taken.trial.number).intermediate_values, default=0)
-        with self._tracked(taken, known["words"], known["settings"]) as tracked:
+        step = max(taken.reported, default=0)
+        with self._tracked(taken, self._words(known["chosen"]), known["settings"]) as tracked:
             tracked.tags({"state": f"pruned at step {step}"})
         self.objective.forget(known["settings"])
         self._say(f"trial {taken.trial.number} pruned at step {step}{self._progress()}")

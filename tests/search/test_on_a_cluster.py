@@ -5,40 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "graph" / "cluster"))
-from cluster import Cluster, Unavailable, remove, temporary_cluster
 
 from lab.search.results import load
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """Two nodes. LAB_REQUIRE_SLURM=1 makes its absence a failure."""
-    made = temporary_cluster(nodes=2, spare=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(made.conf))
-        try:
-            made.start()
-        except Unavailable as error:
-            remove(made)
-            if os.environ.get("LAB_REQUIRE_SLURM") == "1":
-                pytest.fail(f"LAB_REQUIRE_SLURM=1, but {error}")
-            pytest.skip(str(error))
-        yield made
-        remove(made)
-
-
 @pytest.mark.slow
-def test_jobs_of_a_cluster_finish_a_study(
-    cluster: Cluster, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("cluster")
+def test_jobs_of_a_cluster_finish_a_study(tiny: Path) -> None:
     (tiny / "jobs.yaml").write_text(
         "objectives: {understanding/vqa: maximize}\nsampler: random\npruner: none\ntrials: 3\n"
         "resources: {memory: 1G, time: 10}\n"

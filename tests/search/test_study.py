@@ -235,6 +235,31 @@ def test_every_sampler_runs(sweep: Path, no_plots: None, sampler: str) -> None:
     assert len({str(trial.params) for trial in trials}) == 6
 
 
+def test_a_trial_asks_the_storage_for_little(sweep: Path, no_plots: None) -> None:
+    """A server takes its time for every statement, and many workers share it."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    said: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        said.append(statement)
+
+    def statements(trials: int) -> int:
+        before = len(said)
+        run(str(sweep), trials=trials, objective=RATED)
+        return len(said) - before
+
+    text = sweep.read_text().partition("space:")[0]
+    sweep.write_text(f"{text}sampler: random\npruner: none\nspace: {{seed: {{int: [0, 1000]}}}}\n")
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        few = statements(5)
+        assert statements(15) - few < 5 * 60  # of ten new trials against five: both calls begin alike
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
 def test_a_grid_tries_every_point_once(sweep: Path, no_plots: None) -> None:
     sweep.write_text(
         "objectives: {understanding/vqa: maximize}\nsampler: grid\npruner: none\nspace:\n"

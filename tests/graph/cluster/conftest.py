@@ -1,13 +1,12 @@
-"""A real SLURM on this machine for the tests of this folder, and a stage and a record to run on it."""
+"""A stage and a record to run on a real SLURM, and graphs of them."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,7 @@ from lab.graph.cluster.slurm import states, submit
 from lab.graph.task import Task
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cluster import Cluster, Unavailable, remove, temporary_cluster
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Three nodes, and two to be lost. LAB_REQUIRE_SLURM=1 makes its absence a failure."""
-    made = temporary_cluster(nodes=3, spare=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(made.conf))
-        try:
-            made.start()
-        except Unavailable as error:
-            remove(made)
-            if os.environ.get("LAB_REQUIRE_SLURM") == "1":
-                pytest.fail(f"LAB_REQUIRE_SLURM=1, but {error}")
-            pytest.skip(str(error))
-        yield made
-        remove(made)
+from slurm import Cluster
 
 
 def needs(**more: Any) -> Resources:

@@ -15,35 +15,45 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from cluster import Cluster
+from slurm import Cluster
 
 from lab.graph.cluster.slurm import states
 
 SMOKE = Path(__file__).parents[3] / "experiments" / "ablations" / "smoke" / "params.yaml"
 Lab = Callable[..., "subprocess.Popen[str]"]
-INSTRUCT = "instruct@understanding-s0"
+INSTRUCT = "instruct@captions-s0"
 
 
 @pytest.fixture
 def trial(tmp_path: Path, copy_checkout: Callable[[Path], Path]) -> Path:
-    """A checkout with an ablation that trains for seconds, two stages of it with two processes."""
+    """A checkout with an ablation that trains for seconds, two stages of it with two processes.
+
+    One arm that only reads: most of the time goes into starting a process for every stage.
+    """
     folder = copy_checkout(tmp_path / "checkout")
     shutil.rmtree(folder / "experiments" / "ablations" / "reference")
     trial = folder / "experiments" / "ablations" / "trial"
     trial.mkdir()
     params: dict[str, Any] = yaml.safe_load(SMOKE.read_text())
-    params |= {"encoder": "patches", "connectors": ["linear"]}
+    params |= {"encoder": "patches", "connectors": ["linear"], "visual_head": None, "image_decoder": None}
+    params["recipe"] = ["data", "judge", "text_decoder", "align", "instruct", "evaluate"]
+    params["mixes"] = {"captions": {"caption": 1}}
     params["data"] = {"train_scenes": 60, "validation_scenes": 40, "test_scenes": 40}
     params["judge"]["steps"] = 5
     for name, stage in params["stages"].items():
         if name != "evaluate":
             stage |= {"steps": 4, "log_every": 2, "checkpoint_every": 2, "warmup": 1, "batch_size": 8}
+    for name in ("align", "instruct"):
+        joint = params["stages"][name]
+        joint["trainable"].remove("visual_head")
+        del joint["learning_rate"]["visual_head"]
+    params["stages"]["align"]["mix"] = {"caption": 1}
     params["stages"]["instruct"]["steps"] = 40
     params["stages"]["evaluate"] = dict.fromkeys(params["stages"]["evaluate"], 6)
     (trial / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     declaration = {
         "base": "params.yaml",
-        "factors": {"mix": ["understanding", "generation"]},
+        "factors": {"mix": ["captions"]},
         "replicate_from": "align",
         "resources": {
             "default": {"memory": "1G", "time": "10"},
@@ -62,7 +72,8 @@ def lose_the_machine(cluster: Cluster, job: str) -> None:
     """All that runs on the machine of a job is gone at once, and nothing says so to the controller."""
     cluster.kill_node(cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip())
     for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "slurmstepd" and f"[{job}." in " ".join(process.info["cmdline"]):
+        stepd = process.info["name"] == "slurmstepd" and f"[{job}." in " ".join(process.info["cmdline"])
+        if stepd and process.environ().get("SLURM_CONF") == str(cluster.conf):  # others may count alike
             below = process.children(recursive=True)
             process.kill()
             for one in below:
@@ -87,11 +98,11 @@ def test_a_graph_completes_though_a_machine_is_lost_and_nothing_is_left_to_do(
     lose_the_machine(cluster, states(trial)[INSTRUCT].job)
     text, _ = runner.communicate(timeout=400)
     assert runner.returncode == 0, text
-    assert "11 of 11 up to date" in text
+    assert "7 of 7 up to date" in text
 
     own = environment(checkout, LAB_TRACKING="off")
     again = lab(checkout, "graph", "run", "trial", LAB_TRACKING="off").communicate(timeout=60)[0]
-    assert again.strip() == "11 stages, all up to date"
+    assert again.strip() == "7 stages, all up to date"
     dvc = subprocess.run(
         [sys.executable, "-m", "dvc", "repro"],
         cwd=trial,

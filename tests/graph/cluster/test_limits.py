@@ -9,8 +9,8 @@ import os
 import subprocess
 
 import pytest
-from cluster import Cluster
 from conftest import Graph, needs
+from slurm import Cluster
 
 from lab.graph.cluster.slurm import states
 

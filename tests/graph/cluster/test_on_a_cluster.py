@@ -6,8 +6,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from cluster import Cluster
 from conftest import Graph, needs, new_graph
+from slurm import Cluster
 
 from lab.errors import LabError
 from lab.graph.cluster import batch, jobs

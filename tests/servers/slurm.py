@@ -2,9 +2,9 @@
 
 By hand, from the root of the checkout:
 
-    eval "$(python tests/graph/cluster/cluster.py up /tmp/my-cluster)"     # SLURM_CONF for this shell
+    eval "$(python tests/servers/slurm.py up /tmp/my-cluster)"     # SLURM_CONF for this shell
     sinfo
-    python tests/graph/cluster/cluster.py down /tmp/my-cluster
+    python tests/servers/slurm.py down /tmp/my-cluster
 
 Needs Debian's packages, which root gets installed on the way, and nothing else of the system: no systemd, no
 cgroups, no accounting, no open port. Several clusters may run at once. Nodes are processes on this machine
@@ -14,6 +14,7 @@ that claim cores which need not exist; what one of them "fails" with, the others
 from __future__ import annotations
 
 import argparse
+import fcntl
 import getpass
 import os
 import pwd
@@ -23,14 +24,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "servers"))
 from debian import Unavailable, install
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
@@ -319,9 +318,12 @@ def _resolve_host() -> None:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many adjacent ports that nobody uses."""
-    for start in random.sample(range(20_000, 32_000, 100), 100):
+    """The first of so many adjacent ports that nobody uses; they are this process's as long as it lives."""
+    for start in random.SystemRandom().sample(range(20_000, 32_000, 100), 100):
         try:
+            lock = os.open(f"{tempfile.gettempdir()}/{PREFIX}ports-{start}.lock", os.O_RDWR | os.O_CREAT)
+            # the lock stays till this process ends: srun binds its ports late
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for port in range(start, start + count):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
