@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -49,41 +50,48 @@ def decoder(new_arm: Callable[..., Arm], tmp_path: Path) -> Path:
     return tmp_path / "decoder"
 
 
+Train = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture
 def train(
-    arm: Arm, tasks: SceneTasks, work: Path, shown: Shown, decoder_at: Callable[[], Path | None] | None
-) -> Any:
-    module = UnifiedTraining(
-        arm.model,
-        ["connector", "text_decoder", "visual_head"],
-        1.0,
-        arm.image_marks,
-        learning_rates={"": 1e-3},
-        steps=SETTINGS.steps,
-        warmup=2,
-        weight_decay=0.0,
-    )
-    collate = arm.collate(tuple(tasks.tasks))
-    mix = {"caption": 1.0, "text_to_image": 1.0}
-    data = Mixture(tasks.sources(), mix, SETTINGS.steps * SETTINGS.batch_size, 0, collate.length)
-    looks = () if decoder_at is None else (watching.Looks(shown, arm, tasks, decoder_at),)  # type: ignore[arg-type]
-    torch.manual_seed(1)
-    fit(module, data, collate, SETTINGS, work, "instruct", shown, looks)
-    return arm.model.state_dict()
-
-
-def test_looking_changes_no_bit(
-    new_arm: Callable[..., Arm],
-    tasks: SceneTasks,
-    decoder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    new_arm: Callable[..., Arm], tasks: SceneTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Train:
+    """Trains an arm that is looked at as often as may be; gives its weights."""
     monkeypatch.setattr(watching, "_SECONDS", 1e9)
+
+    def run(
+        shown: Shown, decoder_at: Callable[[], Path | None] | None, **specs: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        arm = new_arm(**specs)
+        module = UnifiedTraining(
+            arm.model,
+            ["connector", "text_decoder", "visual_head"],
+            1.0,
+            arm.image_marks,
+            learning_rates={"": 1e-3},
+            steps=SETTINGS.steps,
+            warmup=2,
+            weight_decay=0.0,
+        )
+        collate = arm.collate(tuple(tasks.tasks))
+        mix = {"caption": 1.0, "text_to_image": 1.0}
+        data = Mixture(tasks.sources(), mix, SETTINGS.steps * SETTINGS.batch_size, 0, collate.length)
+        looks = () if decoder_at is None else (watching.Looks(shown, arm, tasks, decoder_at),)  # type: ignore[arg-type]
+        torch.manual_seed(1)
+        work = Path(mkdtemp(dir=tmp_path))
+        fit(module, data, collate, SETTINGS, work, "instruct", shown, looks)
+        return arm.model.state_dict()
+
+    return run
+
+
+def test_looking_changes_no_bit(train: Train, decoder: Path) -> None:
     # a head that draws random numbers as it trains
     head = {"name": "regression", "loss": "mse", "hide": 0.5, "noise": 0.2}
     blind, seen = Shown(), Shown()
-    expected = train(new_arm(visual_head=head), tasks, tmp_path / "blind", blind, None)
-    found = train(new_arm(visual_head=head), tasks, tmp_path / "seen", seen, lambda: decoder)
+    expected = train(blind, None, visual_head=head)
+    found = train(seen, lambda: decoder, visual_head=head)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert seen.losses == blind.losses
     assert list(seen.pictures) == [0, 3, 5, 8, 10]
@@ -92,29 +100,24 @@ def test_looking_changes_no_bit(
 
 
 def test_looks_wait_for_the_image_decoder_and_keep_to_their_share(
-    new_arm: Callable[..., Arm],
-    tasks: SceneTasks,
-    decoder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    train: Train, decoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_SECONDS", 1e9)
     answers = iter([None, None, decoder])
     late = Shown()
-    train(new_arm(), tasks, tmp_path / "late", late, lambda: next(answers))
+    train(late, lambda: next(answers))
     assert list(late.pictures) == [5, 8, 10]
     monkeypatch.setattr(watching, "_SECONDS", 0.0)
     monkeypatch.setattr(watching, "_SHARE", 1e-9)
     hurried = Shown()
-    train(new_arm(), tasks, tmp_path / "hurried", hurried, lambda: decoder)
+    train(hurried, lambda: decoder)
     assert list(hurried.pictures) == [0]  # whose cost nobody could know
 
 
 def test_a_picture_that_fails_costs_no_training(
-    new_arm: Callable[..., Arm], tasks: SceneTasks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = Shown()
-    train(new_arm(), tasks, tmp_path / "broken", shown, lambda: tmp_path / "nowhere")
+    train(shown, lambda: tmp_path / "nowhere")
     assert shown.pictures == {}
     assert len(shown.losses) == SETTINGS.steps
     assert len([record for record in caplog.records if "no more pictures" in record.message]) == 1

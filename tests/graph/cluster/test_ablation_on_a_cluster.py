@@ -68,9 +68,10 @@ def trial(tmp_path: Path, copy_checkout: Callable[[Path], Path]) -> Path:
     return trial
 
 
-def lose_the_machine(cluster: Cluster, job: str) -> None:
+def lose_the_machine(cluster: Cluster, job: str) -> str:
     """All that runs on the machine of a job is gone at once, and nothing says so to the controller."""
-    cluster.kill_node(cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip())
+    machine = cluster.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    cluster.kill_node(machine)
     for process in psutil.process_iter(["name", "cmdline"]):
         stepd = process.info["name"] == "slurmstepd" and f"[{job}." in " ".join(process.info["cmdline"])
         if stepd and process.environ().get("SLURM_CONF") == str(cluster.conf):  # others may count alike
@@ -79,6 +80,7 @@ def lose_the_machine(cluster: Cluster, job: str) -> None:
             for one in below:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
+    return machine
 
 
 @pytest.mark.slow
@@ -95,8 +97,9 @@ def test_a_graph_completes_though_a_machine_is_lost_and_nothing_is_left_to_do(
         time.sleep(0.1)
     job = json.loads(lab(checkout, "graph", "status", "trial", "--json").communicate(timeout=60)[0])
     assert job[INSTRUCT]["job"].startswith("running")
-    lose_the_machine(cluster, states(trial)[INSTRUCT].job)
+    lost = lose_the_machine(cluster, states(trial)[INSTRUCT].job)
     text, _ = runner.communicate(timeout=400)
+    cluster.start_node(lost)  # for other tests
     assert runner.returncode == 0, text
     assert "7 of 7 up to date" in text
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 
 import pytest
-from conftest import Graph, needs
+from graphs import Graph, needs
 from slurm import Cluster
 
 from lab.graph.cluster.slurm import states

@@ -6,7 +6,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Graph, needs, new_graph
+from graphs import Graph, needs, new_graph
 from slurm import Cluster
 
 from lab.errors import LabError

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Graph, needs, new_graph
+from graphs import Graph, needs, new_graph
 
 from lab.errors import LabError
 from lab.graph.cluster import batch, jobs
