@@ -153,6 +153,20 @@ def cluster() -> Iterator[Cluster]:
         remove(made)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store made once: its migrations take longer than any test."""
+    from lab.tracking import store
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with store.locked_client():
+            pass
+    return folder / "mlflow.db"
+
+
 # -- a pipeline so small that its stages run in a test's own process ---------------------------------------
 
 SMOKE = ROOT / "experiments" / "ablations" / "smoke" / "params.yaml"

@@ -19,9 +19,7 @@ def run(args: argparse.Namespace) -> None:
         sent = send_left()
     except Exception as error:  # whatever a tracker throws, the journals are kept
         reason = " ".join(str(error).split())[:200]
-        raise LabError(
-            f"{shown_uri()}: {_runs(waiting())} wait, and MLflow does not take them: {reason}"
-        ) from error
+        raise LabError(f"{shown_uri()}: MLflow does not take {_runs(waiting())}: {reason}") from error
     busy = waiting()
     print(f"{shown_uri()}: {_runs(sent)} sent, {_runs(busy)} still being recorded")
 

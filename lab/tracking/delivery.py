@@ -21,6 +21,10 @@ _POINTS = 1000  # of a call, a server's limit
 _REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE"}
 
 
+class StuckError(Exception):
+    """MLflow answers, but does not take a journal, which is kept."""
+
+
 class Delivery:
     """Sends what a journal holds, as far as MLflow takes it; call it again for the rest.
 
@@ -71,6 +75,13 @@ class Delivery:
         if head.get("kind") == "stage":
             with store.locked_client(self._uri) as client:
                 opening.close_abandoned(client, self.run_id, self.journal.key, self.journal.changed)
+
+    def answers(self) -> bool:
+        """Whether MLflow does, so that what it has not taken is at fault itself."""
+        with suppress(Exception), store.locked_client(self._uri) as client:
+            client.search_experiments(max_results=1)
+            return True
+        return False
 
     def _open(self, client: MlflowClient, head: Record) -> None:
         tried, self.journal.tried = self.journal.tried, True

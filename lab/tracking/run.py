@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,11 @@ class Run:
         self._complained = True
 
     def _measure(self) -> None:
-        if self._measurements is not None:
+        if self._measurements is None:
+            return
+        with suppress(
+            Exception
+        ):  # of a torch that is being imported just now, say; a figure less is no matter
             self.metrics(self._measurements.sample(), step=round(time.monotonic() - self._began))
 
     def _wait(self) -> None:

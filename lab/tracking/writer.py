@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from threading import Event, Thread
 
-from lab.tracking.delivery import Delivery, warn
+from lab.tracking.delivery import Delivery, StuckError, warn
 from lab.tracking.journal import Journal, left
 
 _log = logging.getLogger("lab.tracking")
@@ -84,7 +84,7 @@ class Writer(Thread):
         """Sends what there is by now; False if MLflow did not take it."""
         try:
             if self.run_id is None:
-                _send_left(before=self._journal.key)
+                self._send_earlier()
             self._delivery.send()
         except Exception as error:  # whatever a tracker throws, the training goes on
             self._failures += 1
@@ -95,6 +95,12 @@ class Writer(Thread):
             _log.warning("MLflow answers again, and has got what waited")
             self._failures = 0
         return True
+
+    def _send_earlier(self) -> None:
+        try:
+            _send_left(before=self._journal.key)
+        except StuckError as error:
+            warn("Something that an earlier run has recorded stays on this machine", error)
 
     def _kept(self) -> str:
         return f"what this run records is kept in {self._journal.folder} and sent later (`lab sync`)"
@@ -109,26 +115,32 @@ def send_left() -> int:
     """Sends all journals whose processes have ended without having sent them; how many.
 
     Raises:
-        Exception: whatever MLflow throws; the journal it threw it for, and later ones, are kept.
+        StuckError: MLflow does not take some of them, which are kept; all others were sent.
+        Exception: whatever else MLflow throws; the journal it threw it for, and later ones, are kept.
     """
     return _send_left(before="~")
 
 
 def _send_left(before: str) -> int:
-    sent = 0
+    sent, stuck = 0, []
     for folder in left():
         if folder.name >= before:
             break
         journal = Journal.adopt(folder)
         if journal is None:
             continue
+        delivery = Delivery(journal)
         try:
-            delivery = Delivery(journal)
             delivery.send()
             delivery.abandon()
-        except BaseException:
+        except BaseException as error:
             journal.close()
-            raise
+            if not isinstance(error, Exception) or not delivery.answers():
+                raise
+            stuck.append(f"{folder}: {type(error).__name__}: {error}")
+            continue
         journal.remove()
         sent += 1
+    if stuck:
+        raise StuckError("; ".join(stuck))
     return sent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,9 +302,12 @@ def test_infeasible_trials_cost_nothing_and_are_told_to_the_sampler(
         run(str(sweep), trials=1, objective=Objective(counting))
 
 
-def test_trials_are_nested_runs_of_the_study(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_nested_runs_of_the_study(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
     from lab.tracking import store
 
+    shutil.copy(empty_store, sweep.parent / "mlflow.db")
     monkeypatch.setenv("LAB_TRACKING", "on")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     stage = {"experiment": "quickstart", "arm": "linear-a", "stage": "instruct", "name": "instruct"}

@@ -10,20 +10,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store made once: its migrations take longer than any test."""
-    from lab.tracking import store
-
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with store.locked_client():
-            pass
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> MlflowClient:
     """Tracking switched on, into a store of the test's own."""

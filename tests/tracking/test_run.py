@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from lab.cli import main
 from lab.tracking import arm_run, journal, log_arm, log_view, process, start_run, view
+from lab.tracking.measurements import Measurements
 
 if TYPE_CHECKING:
     import mlflow.entities
@@ -93,6 +95,34 @@ def test_a_failing_stage_is_failed_and_continued_by_the_same_identity(client: Ml
         pass
     assert third.id != again.id
     assert len(runs(client, "arm")) == 1
+
+
+def test_a_measurement_that_fails_costs_no_run(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Measurements) -> dict[str, float]:
+        raise AttributeError("partially initialized module 'torch' has no attribute 'cuda'")
+
+    monkeypatch.setattr(Measurements, "sample", fail)
+    with start_run(**STAGE) as run:
+        run.metrics({"train/loss": 1.0}, 1)
+    (stage,) = runs(client, "stage")
+    assert (stage.info.status, stage.data.metrics) == ("FINISHED", {"train/loss": 1.0})
+
+
+def test_what_mlflow_does_not_take_holds_up_no_other_run(
+    client: MlflowClient, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = {"kind": "arm", "experiment": "mix", "arm": "odd", "system": "", "time": journal.now()}
+    odd = journal.Journal.new(head)
+    odd.append({"kind": "model", "time": journal.now()})  # by another version, say, and nothing to go on
+    odd.close()
+    for _ in range(2):
+        with start_run(**STAGE) as run:
+            run.metrics({"train/loss": 1.0}, 1)
+    assert {run.info.status for run in runs(client, "stage")} == {"FINISHED"}
+    assert "stays on this machine" in caplog.text
+    assert main(["sync"]) == 2
+    assert f"MLflow does not take 1 run: {odd.folder}" in capsys.readouterr().err
+    assert journal.left() == [odd.folder]
 
 
 def test_a_killed_stage_is_reaped_or_continued(client: MlflowClient) -> None:
