@@ -16,8 +16,6 @@ import argparse
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,12 +26,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from threading import Thread
-from urllib.error import URLError
-from urllib.request import urlopen
 
 sys.path.insert(0, str(Path(__file__).parent))
 from arms_side_by_side import training
 from page import ROOT, machine, table, write_between
+
+sys.path.insert(0, str(ROOT / "tests" / "servers"))
+from mlflow_server import running_server
 
 MARKS = ("<!-- tracking: begin -->", "<!-- tracking: end -->")
 OFF, SQLITE, SERVER, HANGING = "off", "SQLite", "server", "server that hangs"
@@ -141,41 +140,18 @@ def recorders(scratch: Path) -> Iterator[tuple[dict[str, Callable[[int], None]],
 
     closing: list[Callable[[], None]] = []
     writers: dict[str, Thread] = {}
-    with server(scratch / "one") as (uri, _), server(scratch / "two") as (hanging, group):
+    places = [scratch / "one", scratch / "two"]
+    for place in places:
+        place.mkdir()
+    one, two = (running_server(f"sqlite:///{place}/mlflow.db", place) for place in places)
+    with one as serving, two as hanging:
         ways = {OFF: lambda step: None, SQLITE: recorder(SQLITE, f"sqlite:///{scratch}/mlflow.db")}
-        ways |= {SERVER: recorder(SERVER, uri), HANGING: recorder(HANGING, hanging)}
-        os.killpg(group, signal.SIGSTOP)
+        ways |= {SERVER: recorder(SERVER, serving.uri), HANGING: recorder(HANGING, hanging.uri)}
+        hanging.send(signal.SIGSTOP)
         yield ways, writers
-        os.killpg(group, signal.SIGCONT)
+        hanging.send(signal.SIGCONT)
         for close in closing:
             close()
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[tuple[str, int]]:
-    """A running `mlflow server` on a store of its own: its address and its process group."""
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=quiet, stdout=log, stderr=log, cwd=folder, start_new_session=True
-        )
-    try:
-        while True:
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except (URLError, OSError):
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 if __name__ == "__main__":

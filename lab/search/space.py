@@ -273,7 +273,7 @@ def unknown(tree: Mapping[Any, Any], valid: Sequence[str], where: str = "") -> l
 
 def number(value: Any) -> Any:
     """YAML reads 1e-3 as text."""
-    if isinstance(value, str) and value[:1].isdigit():
+    if isinstance(value, str) and value.lstrip("+-")[:1].isdigit():
         try:
             return float(value)
         except ValueError:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
@@ -92,3 +93,9 @@ def test_sobol_points_exist_under_their_conditions() -> None:
     for number in range(16):
         point = low_discrepancy(conditional(), number, 0)
         assert ("connector.num_queries" in point) == (point["connector"] == "q_former")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    mistakes: list[str] = []
+    (dimension,) = read_space(yaml.safe_load("shift: {float: [-1e-3, 1e-3]}"), mistakes)
+    assert (dimension.values, mistakes) == ((-1e-3, 1e-3), [])
