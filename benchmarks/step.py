@@ -128,8 +128,8 @@ class Arms:
         from lab.config import TrainerParams
         from lab.samples.mixture import StepBatches
         from lab.samples.step import StepCollate
-        from lab.training.modules import warmup_cosine
         from lab.training.speed import plan_of
+        from lab.training.stage_module import warmup_cosine
 
         module, collate = self.module()
         plan = plan_of(TrainerParams(layout=layout), module, "cpu", False)

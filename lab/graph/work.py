@@ -62,7 +62,8 @@ def _encoder(context: Context) -> dict[str, Any]:
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.language import Language
     from lab.scenes.world import read_split
-    from lab.training.modules import ContrastivePretraining, schedule_of
+    from lab.training.modules import ContrastivePretraining
+    from lab.training.stage_module import schedule_of
 
     settings = context.params.fitted("encoder")
     args = (context.world.image_size,)
@@ -92,7 +93,8 @@ def _text_decoder(context: Context) -> dict[str, Any]:
     from lab.samples.batch import Collate
     from lab.samples.mixture import Mixture
     from lab.samples.tokenizer import Tokenizer
-    from lab.training.modules import TextPretraining, schedule_of
+    from lab.training.modules import TextPretraining
+    from lab.training.stage_module import schedule_of
 
     settings, params = context.params.fitted("text_decoder"), context.params
     tasks = context.tasks("train")
@@ -124,7 +126,8 @@ def _represent(context: Context) -> dict[str, Any]:
     from lab.samples.tokenizer import Tokenizer
     from lab.scenes.language import Language
     from lab.scenes.world import read_split
-    from lab.training.modules import RepresentationTraining, schedule_of
+    from lab.training.modules import RepresentationTraining
+    from lab.training.stage_module import schedule_of
 
     settings, params, trained = context.params.fitted("represent"), context.params, context.parts
     encoder = load_component(trained["encoder"])
@@ -151,7 +154,8 @@ def _image_decoder(context: Context) -> dict[str, Any]:
     from lab.registry import build
     from lab.samples.regions import PixelCollate, Rows
     from lab.scenes.world import read_split
-    from lab.training.modules import ImageDecoderTraining, schedule_of
+    from lab.training.modules import ImageDecoderTraining
+    from lab.training.stage_module import schedule_of
 
     settings, params, trained = context.params.fitted("image_decoder"), context.params, context.parts
     built: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {}

@@ -25,10 +25,10 @@ from lab.training.collective import disconnect
 from lab.training.consumption import Consumption, Numbered, Tallied, Tallies
 from lab.training.feed import Feed
 from lab.training.ledger import Ledger
-from lab.training.modules import StageModule
 from lab.training.preemption import Paused, Preempted, deferred
 from lab.training.processes import is_rank_zero, placement, planned, processes, sharded
 from lab.training.speed import WHOLLY, accelerated, in_precision, plan_of, switched_on
+from lab.training.stage_module import StageModule
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from lab.samples.batch import Batch
 from lab.samples.mixture import Mixture
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import read_split, write_world
-from lab.training.modules import ROWS_ONLY, UnifiedTraining
+from lab.training.modules import UnifiedTraining
+from lab.training.trainable import ROWS_ONLY
 from tests.systems import fresh
 
 LIMIT = 42  # lines of a declaration

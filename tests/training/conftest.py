@@ -20,7 +20,7 @@ from lab.models.arm import Arm
 from lab.samples.tokenizer import Tokenizer
 from lab.scenes.tasks import SceneTasks
 from lab.training.fit import FitSettings, fit
-from lab.training.modules import StageModule
+from lab.training.stage_module import StageModule
 
 SETTINGS = FitSettings(steps=12, batch_size=8, precision="32-true", clip=1.0, log_every=1, checkpoint_every=5)
 SCHEDULE = {"learning_rates": {"": 3e-3}, "steps": 12, "warmup": 3, "weight_decay": 0.05}

@@ -23,7 +23,8 @@ from lab.scenes.tasks import SceneTasks
 from lab.training import ledger
 from lab.training.fit import FitSettings
 from lab.training.flops import flops_of
-from lab.training.modules import UnifiedTraining, warmup_cosine
+from lab.training.modules import UnifiedTraining
+from lab.training.stage_module import warmup_cosine
 
 Training = Callable[..., Any]
 MIX = {"vqa": 1.0, "text_to_image": 2.0, "interleaved": 1.0}  # of the `training` fixture

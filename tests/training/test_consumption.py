@@ -22,7 +22,7 @@ from lab.scenes.tasks import SceneTasks
 from lab.training.consumption import AMOUNTS, Tallied
 from lab.training.feed import AHEAD, Feed
 from lab.training.fit import FitSettings
-from lab.training.modules import StageModule
+from lab.training.stage_module import StageModule
 
 Training = Callable[..., tuple[StageModule, Any]]
 Together = Callable[..., list[Any]]

@@ -18,7 +18,8 @@ from lab.models.unified import UnifiedModel
 from lab.samples.mixture import Mixture
 from lab.scenes.tasks import SceneTasks
 from lab.training.fit import FitSettings, fit
-from lab.training.modules import ContrastivePretraining, UnifiedTraining, warmup_cosine
+from lab.training.modules import ContrastivePretraining, UnifiedTraining
+from lab.training.stage_module import warmup_cosine
 
 ROLES = ("encoder", "connector", "text_decoder", "visual_head")
 MIX = {"vqa": 1.0, "text_to_image": 1.0}

@@ -20,7 +20,7 @@ import torch
 
 from lab.errors import LabError
 from lab.training.fit import FitSettings
-from lab.training.modules import StageModule
+from lab.training.stage_module import StageModule
 
 Training = Callable[..., tuple[StageModule, Any]]
 ROOT = Path(__file__).parents[2]
