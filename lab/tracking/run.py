@@ -166,9 +166,7 @@ class Run:
     def _measure(self) -> None:
         if self._measurements is None:
             return
-        with suppress(
-            Exception
-        ):  # of a torch that is being imported just now, say; a figure less is no matter
+        with suppress(Exception):  # a torch that is half imported, say; a figure less is no matter
             self.metrics(self._measurements.sample(), step=round(time.monotonic() - self._began))
 
     def _wait(self) -> None:
