@@ -43,8 +43,10 @@ def main() -> None:
         shown, over = f"{name}, {both.size:.1f}M parameters", ratio(times["theirs"], times["ours"])
         rows.append([f"answers/s, {shown}", f"{rates['theirs']:.1f}", f"{rates['ours']:.1f}", over])
         rows.append([f"images/s, {shown}", "", f"{rates['images']:.1f}", ""])
-    said = f"{ROWS} prompts of 4 to 32 words at once, answers of {TOKENS} tokens, all equal; images of 16."
-    text = f"{page.machine()}\n\n{said}\n\n{page.table(rows)}"
+    said = (
+        f"{ROWS} prompts of 4 to 32 words at once, answers of {TOKENS} tokens, all equal; images of 16 tokens"
+    )
+    text = f"{page.machine()}\n\n{said}.\n\n{page.table(rows)}"
     print(text)
     if args.write:
         page.write_between(page.ROOT / "docs" / "benchmarks.md", MARKS, text)
