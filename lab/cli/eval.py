@@ -73,7 +73,7 @@ def _on_data(args: argparse.Namespace) -> None:
     from lab.graph.outside import evaluate_on
     from lab.reports.evaluation import evaluation_table
 
-    if args.samples < 0 or args.shots != [0]:
-        raise LabError("--samples must be at least 0, and --shots are for the built-in world")
+    if args.shots != [0]:
+        raise LabError("--shots are for the built-in world, not for --data")
     results = evaluate_on(args.arm, args.data, args.protocol, args.split, args.samples)
     print(evaluation_table(results))

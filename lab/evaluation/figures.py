@@ -62,9 +62,8 @@ def rate_figure(rows: np.ndarray, statistic: Callable[[Array], np.ndarray]) -> F
     figure = sums_figure(rows, statistic)
     if figure.value not in (0.0, 1.0):
         return figure
-    counted = int(
-        (~np.isnan(statistic(np.asarray(rows, np.float64)))).sum()
-    )  # samples that have a share in it
+    apart = statistic(np.asarray(rows, np.float64))  # of every sample by itself
+    counted = int(np.isfinite(apart).sum())  # that have a share in it
     return Figure(figure.value, *wilson_interval(round(figure.value * counted), counted), figure.samples)
 
 

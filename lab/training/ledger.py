@@ -152,6 +152,7 @@ class Ledger(pl.Callback):
         self._peak = max(collected(max(self._peak, _peak_memory(self._device))))
 
 
+_STATUS = Path("/proc/self/status")
 _MEASURED, _MEASURED_FOR_A_BUDGET = 1, 4  # batches
 
 
@@ -175,8 +176,7 @@ def _peak_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    with suppress(OSError, IndexError):  # some sandboxes have the file without the line
+        return int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -52,7 +52,7 @@ def test_costs_are_known_without_a_budget(training: Training, tokens: list[int])
     _, record = training()
     costs = record.costs
     assert (costs["cost/steps"], costs["cost/samples"], costs["cost/tokens"]) == (12, 96, tokens[11])
-    assert 0 < costs["cost/train_seconds"] < 60
+    assert costs["cost/train_seconds"] > 0
     assert 50 < costs["cost/peak_memory_mb"] < 1e5
     for step, values in record.steps.items():
         assert values["budget/samples"] == 8 * step
@@ -66,6 +66,15 @@ def test_memory_that_was_needed_before_is_not_the_stage_s(training: Training) ->
     before = psutil.Process().memory_info().rss / 2**20
     _, record = training()
     assert before < record.costs["cost/peak_memory_mb"] < before + 256
+
+
+def test_a_system_that_keeps_no_peak_stops_no_training(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    monkeypatch.setattr("lab.training.ledger._STATUS", tmp_path / "status")
+    _, record = training()
+    assert record.costs["cost/peak_memory_mb"] > 50
 
 
 def test_a_stage_without_language_model_has_no_tokens(training: Training) -> None:
