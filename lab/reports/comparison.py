@@ -25,7 +25,9 @@ def compare(folder: Path) -> Comparison:
     """
     comparison = read(folder)
     output = folder / "output" / "compare"
-    with start_run(experiment=comparison.name, arm=None, stage="compare", name="compare") as run:
+    with start_run(
+        experiment=comparison.name, arm=None, stage="compare", name="compare", command="lab compare"
+    ) as run:
         numbers = _publish(comparison, output, run)
     write(folder / "metrics" / "comparison.json", dump(numbers))
     print(f"The page with all pictures: {output / 'comparison.html'}")

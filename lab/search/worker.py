@@ -174,6 +174,7 @@ class Worker:
             params=settings,
             tags={"study": self.sweep.study, "trial": number},
             collect=_OWN,
+            command="lab sweep",
         )
 
     def _measure(self, taken: Taken, settings: dict[str, Any], tracked: Run) -> list[float] | None:

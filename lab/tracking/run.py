@@ -193,6 +193,7 @@ def start_run(
     tags: Mapping[str, Any] | None = None,
     dataset: tuple[str, str] | None = None,
     collect: Sequence[str] = (),
+    command: str = "",
 ) -> Iterator[Run]:
     """Opens the run of a stage, nested under the run of its arm, and closes it with a truthful status.
 
@@ -207,6 +208,7 @@ def start_run(
         tags: Component words, mix, seed and so on. Arms of one name whose words differ are different arms.
         dataset: Name and DVC hash of the data.
         collect: Stages that record into this run, when they run inside it, instead of opening their own.
+        command: What a person calls to get such a run; `lab stage STAGE` if left out.
 
     Yields:
         The run; one that records nothing when tracking is off or out of reach.
@@ -214,7 +216,7 @@ def start_run(
     collected, outer = _collector.get()
     if stage not in collected:
         outer = None
-    run = outer or _open(experiment, arm, stage, name, identity, dict(tags or {}))
+    run = outer or _open(experiment, arm, stage, name, identity, command, dict(tags or {}))
     if params:
         run.params(params)
     if dataset:
@@ -269,7 +271,13 @@ def log_view(experiment: str, metrics: Sequence[str]) -> None:
 
 
 def _open(
-    experiment: str, arm: str | None, stage: str, name: str, identity: str, tags: dict[str, Any]
+    experiment: str,
+    arm: str | None,
+    stage: str,
+    name: str,
+    identity: str,
+    command: str,
+    tags: dict[str, Any],
 ) -> Run:
     if not store.enabled():
         return Run()
@@ -280,7 +288,7 @@ def _open(
         **source.git_tags(),
         **source.environment_tags(),
         **ORIGIN,
-        "mlflow.source.name": f"lab stage {stage}",
+        "mlflow.source.name": command or f"lab stage {stage}",
         "mlflow.user": process.user(),
     }
     # shared stages serve several systems, also those that know their connector; in an ablation

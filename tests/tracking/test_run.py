@@ -75,6 +75,15 @@ def test_a_stage_is_recorded_under_its_arm(client: MlflowClient) -> None:
     assert not list(journal.spool().glob("*"))  # all was sent
 
 
+def test_a_run_says_by_which_command_one_gets_it(client: MlflowClient) -> None:
+    with start_run(**STAGE):
+        pass
+    with start_run(experiment="mix", arm=None, stage="compare", name="compare", command="lab compare"):
+        pass
+    found = {run.data.tags["stage"]: run.data.tags["mlflow.source.name"] for run in runs(client, "stage")}
+    assert found == {"instruct": "lab stage instruct", "compare": "lab compare"}
+
+
 def test_a_failing_stage_is_failed_and_continued_by_the_same_identity(client: MlflowClient) -> None:
     def fail() -> None:
         with start_run(**STAGE, identity="i1") as run:

@@ -24,7 +24,7 @@ def compare_ablation(folder: Path) -> None:
     analysis = analyse(read_results(folder))
     output = folder / "output" / "compare"
     name = analysis.results.design.name
-    with start_run(experiment=name, arm=None, stage="compare", name="compare") as run:
+    with start_run(experiment=name, arm=None, stage="compare", name="compare", command="lab compare") as run:
         found = _publish(analysis, output, run)
     write(folder / "metrics" / "comparison.json", dump(found))
     print(f"The page with all pictures: {output / 'comparison.html'}")

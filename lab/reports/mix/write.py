@@ -84,7 +84,9 @@ def publish(study: Study | None, experiment: str, output: Path) -> None:
         sentences.central(study) if study else ["All arms have the same mix: nothing to say of mixes."]
     ):
         print(f"- {line}")
-    with start_run(experiment=experiment, arm=None, stage="report", name="report") as run:
+    with start_run(
+        experiment=experiment, arm=None, stage="report", name="report", command="lab report"
+    ) as run:
         for picture in sorted(output.glob("*.png")):
             run.artifact(picture, "plots")
         for file in sorted(output.glob("report.*")):
