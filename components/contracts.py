@@ -108,13 +108,20 @@ class TextDecoder(Protocol):
         ...
 
     def __call__(
-        self, embeds: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, cache: Any = None
+        self,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Map embeddings (B, T, D) to hidden states (B, T, D) after the final norm.
 
         `mask` (B, T) says which positions are real; with a cache of P positions it covers both, (B, P + T).
         A mask (B, T, P + T) says instead which positions each one sees, causal or not.
         `positions` (B, T) overrides the positions that follow from the mask.
+        `wanted` (K,) are all of the B * T positions whose states matter, counted over rows; the others' may
+        be anything.
         """
         ...
 

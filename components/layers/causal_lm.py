@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from inspect import signature
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from components.contracts import Seen
 from components.layers import nf4
+from components.layers.sparing import only_at
 
 __all__ = ["CausalLM"]
 
@@ -108,6 +109,7 @@ class CausalLM(nn.Module):
         mask: Tensor | Seen | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Run the layers and the final norm.
 
@@ -120,9 +122,11 @@ class CausalLM(nn.Module):
                 with a mask (B, T, P + T), which does not tell padding, all positions. Models with ALiBi
                 follow the default whatever is given.
             cache: what `new_cache` gave; it is extended in place.
+            wanted: (K,) of the B * T positions, counted over rows, those whose states matter. Nothing reads
+                what the last block's MLP makes of others, so it runs at these alone.
 
         Returns:
-            Hidden states (B, T, D). Those of padding positions mean nothing.
+            Hidden states (B, T, D). Those of padding positions, and of any not wanted, mean nothing.
         """
         length = embeds.shape[1]
         accepted: Any = mask
@@ -138,7 +142,7 @@ class CausalLM(nn.Module):
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, P + T)
             positions = positions[:, -length:]  # -> (B, T)
         extra = {"position_ids": positions} if self._takes_positions else {}
-        with self._masked(accepted) as taken:
+        with self._masked(accepted) as taken, self._sparing(wanted, embeds):
             return self.model.base_model(
                 inputs_embeds=embeds,
                 attention_mask=taken,  # 2-D: transformers makes it causal, as its kernel wants it
@@ -186,6 +190,12 @@ class CausalLM(nn.Module):
             return seen
         # added to the scores, where a bool would count as 0 and 1
         return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+
+    def _sparing(self, wanted: Tensor | None, embeds: Tensor) -> AbstractContextManager[None]:
+        """While open, the last block's MLP runs at these positions of the embeddings alone, where it can."""
+        if wanted is None or (mlp := _mlp_of(self.layers[-1])) is None:
+            return nullcontext()
+        return only_at(mlp, wanted, embeds.shape[0], embeds.shape[1])
 
     @contextmanager
     def _masked(self, mask: Any) -> Iterator[Any]:
@@ -265,6 +275,15 @@ def _end_of_mlp(block: nn.Module) -> str:
     if not names or "att" in names[-1]:
         raise ValueError(f"adapter_dim: no MLP that ends in a linear layer in a {type(block).__name__}")
     return names[-1]
+
+
+def _mlp_of(block: nn.Module) -> nn.Module | None:
+    """The block's MLP where it surely maps each position by itself: linear layers, given the states alone."""
+    mlp = getattr(block, "mlp", None)
+    if mlp is None or len(signature(mlp.forward).parameters) != 1:
+        return None
+    holders = [module for module in mlp.modules() if next(module.parameters(recurse=False), None) is not None]
+    return mlp if all(map(_is_linear, holders)) else None
 
 
 def _with_lora(model: Any, rank: int, alpha: float, targets: str) -> Any:

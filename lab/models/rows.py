@@ -35,7 +35,9 @@ def laid_out(
     rule: Rule,
     reading: Callable[[Rows], AbstractContextManager[None]] = lambda rows: nullcontext(),
 ) -> Tensor:
-    """Hidden states (B, T, D) of embeddings (B, T, D), called as the layout says; padding gets any.
+    """Hidden states (B, T, D) of embeddings (B, T, D), called as the layout says.
+
+    Padding gets any, and so do, where the layout says which are wanted, all others.
 
     Args:
         decoder: the language model.
@@ -49,7 +51,8 @@ def laid_out(
     for rows in layout.rows:
         mask, positions = _seen(decoder, rows, rule, embeds.is_cuda)
         with reading(rows):
-            found.append(decoder(flat[rows.place], mask, positions).flatten(0, 1))  # type: ignore[arg-type]
+            states = decoder(flat[rows.place], mask, positions, wanted=rows.wanted)  # type: ignore[arg-type]
+            found.append(states.flatten(0, 1))
     return torch.cat(found)[layout.back].view_as(embeds)
 
 

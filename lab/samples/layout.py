@@ -29,6 +29,7 @@ class Rows:
         image: (R, L) int64, which of `images` is the sample's last at or before a position; -1 for none.
         images: (R, I_r) int64, the images read that belong to a row of these; 0 where it has no more.
         alone: whether each row holds one sample, from its first position on.
+        wanted: (K,) int64, of the R * L positions those whose states a loss reads; None where all count.
     """
 
     place: Tensor
@@ -36,6 +37,7 @@ class Rows:
     image: Tensor
     images: Tensor
     alone: bool
+    wanted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ class Layout:
         return sum(rows.place.numel() for rows in self.rows)
 
 
-def lay_out(batch: Batch, word: Word, budget: int) -> Batch:
+def lay_out(batch: Batch, word: Word, budget: int, sparing: bool = False) -> Batch:
     """The batch, on the CPU and padded on the right, with a layout.
 
     Args:
         batch: as collated.
         word: "padded" is one group of all rows.
         budget: of a packed row, in tokens, as in `pack`.
+        sparing: whether the layout says which states are wanted.
     """
     lengths = batch.mask.sum(dim=1).tolist()
     if word == "packed":
@@ -72,11 +75,28 @@ def lay_out(batch: Batch, word: Word, budget: int) -> Batch:
         found = buckets(lengths) if word == "buckets" else [list(range(len(lengths)))]
         groups = [[[sample] for sample in group] for group in found]
     rows = tuple(_rows(batch, group, lengths) for group in groups)
+    if sparing:
+        wanted = _wanted(batch)
+        rows = tuple(replace(one, wanted=_within(one, wanted)) for one in rows)
     back = np.zeros(batch.ids.numel(), np.int64)
     place = torch.cat([one.place.flatten() for one in rows]).numpy()
     real = torch.cat([one.sample.flatten() for one in rows]).numpy() >= 0
     back[place[real]] = np.flatnonzero(real)
     return replace(batch, layout=Layout(rows, torch.from_numpy(back)))
+
+
+def _wanted(batch: Batch) -> Tensor:
+    """(B * T,) of which places a loss reads the states: what predicts text, and what draws images."""
+    places = batch.places
+    wanted = torch.zeros(batch.ids.numel(), dtype=torch.bool)
+    for read in (places.supervised - 1, places.drawn - 1, places.drawn):  # heads differ in where they read
+        wanted[read] = True
+    return wanted
+
+
+def _within(rows: Rows, wanted: Tensor) -> Tensor:
+    """(K,) where these places stand in the rows."""
+    return torch.from_numpy(np.flatnonzero((wanted[rows.place] & (rows.sample >= 0)).numpy()))
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:

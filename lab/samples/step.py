@@ -48,6 +48,8 @@ class Plan:
         packs: whether the model allows samples to share a row.
         groups: whether the model may be called any number of times in a step.
         as_is: whether "padded" leaves the batch as it was collated, mask and all.
+        sparing: whether the language model spares itself states that no loss reads, in batches of `LONG`
+            samples that do not share rows.
     """
 
     word: Literal["auto", "padded", "buckets", "packed"] = "padded"
@@ -56,6 +58,7 @@ class Plan:
     packs: bool = True
     groups: bool = True
     as_is: bool = True
+    sparing: bool = False
 
     def layout_of(self, batch: Batch) -> Word:
         """The layout of a batch, a function of the lengths of its samples alone."""
@@ -68,7 +71,13 @@ class Plan:
 
     def __call__(self, batch: Batch) -> Batch:
         word = self.layout_of(batch)
-        return batch if word == "padded" and self.as_is else lay_out(batch, word, self.budget)
+        sparing = self.sparing and word != "packed" and batch.ids.shape[1] > LONG
+        if word == "padded" and self.as_is and not sparing:
+            return batch
+        return lay_out(batch, word, self.budget, sparing)
+
+
+LONG = 128  # tokens of a batch's longest sample above which states are spared; shorter ones keep their bits
 
 
 class StepCollate:

@@ -76,6 +76,8 @@ def plan_of(where: TrainerParams, module: Any, device: str, sharded: bool) -> Pl
         packs=packs,
         groups=not sharded,
         as_is=device == "cpu",
+        # a block that is compiled, split or run twice has to be the same in every step
+        sparing=device == "cpu" and not (where.checkpointing or where.compile == "on" or sharded),
     )
 
 

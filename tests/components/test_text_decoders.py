@@ -76,6 +76,35 @@ def test_padding_changes_no_real_logit(decoder: Any, embeds: Tensor, side: str) 
 
 
 @every_decoder
+@pytest.mark.parametrize("places", [[1, 2, 7, 12], []], ids=["some", "none"])
+def test_wanted_states_and_their_gradients_are_as_ever(
+    decoder: Any, embeds: Tensor, places: list[int]
+) -> None:
+    wanted, found = torch.tensor(places, dtype=torch.int64), []
+    for told in (None, wanted):
+        decoder.zero_grad()
+        inputs = embeds.clone().requires_grad_()
+        states = decoder(inputs, wanted=told).flatten(0, 1)[wanted]
+        decoder.logits(states).square().sum().backward()
+        found.append((states, inputs.grad, *(p.grad for p in decoder.parameters() if p.grad is not None)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_last_mlp_runs_where_states_are_wanted(build_small: Build) -> None:
+    decoder, sizes = build_small("text_decoder", "llama"), []
+    for block in decoder.layers:
+        block.mlp.up_proj.register_forward_hook(
+            lambda layer, args, output: sizes.append(output[..., 0].numel())
+        )
+    embeds = decoder.embed(torch.randint(0, 40, (2, LENGTH)))
+    decoder(embeds, wanted=torch.tensor([3, 4, 17]))
+    assert sizes == [2 * LENGTH] * (len(decoder.layers) - 1) + [3]
+    sizes.clear()
+    decoder(embeds)
+    assert sizes == [2 * LENGTH] * len(decoder.layers)
+
+
+@every_decoder
 def test_padding_brings_no_nan_into_gradients(decoder: Any, embeds: Tensor) -> None:
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, :3] = False

@@ -102,9 +102,27 @@ def test_every_layout_has_the_losses_of_every_sample(name: str, located: SceneTa
     packs = arm.model.text_decoder.packs  # type: ignore[attr-defined]
     assert packs == (name not in ("windowed", "ALiBi"))
     for word in LAYOUTS[: 3 if packs else 2]:
-        laid = lay_out(batch, word, 96)
-        assert laid.layout is not None
-        torch.testing.assert_close(sums(arm.model, laid), expected, rtol=1e-5, atol=1e-5)
+        for sparing in (False, True):
+            laid = lay_out(batch, word, 96, sparing)
+            assert laid.layout is not None
+            torch.testing.assert_close(sums(arm.model, laid), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "flamingo", "llama_adapter_v2", "transfusion", "metamorph", "learned positions"]
+)
+def test_states_that_no_loss_reads_are_spared(name: str, located: SceneTasks) -> None:
+    """Gradients are those of all states; drawn images are predicted at their slots or before them."""
+    arm = made(name, located)
+    batch = batch_of(arm, located)
+    grads = []
+    for sparing in (False, True):
+        arm.model.zero_grad()
+        torch.manual_seed(0)  # what heads draw
+        losses = arm.model(lay_out(batch, "buckets", 96, sparing))
+        (losses.text + losses.image).backward()
+        grads.append({name: p.grad for name, p in arm.model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llava", "flamingo", "llama_adapter_v2", "transfusion", "git"])

@@ -39,6 +39,16 @@ def test_every_position_stands_somewhere_once(tasks: SceneTasks, tokenizer: Toke
     assert torch.equal(place[layout.back[real]], torch.arange(real.numel())[real])
 
 
+@pytest.mark.parametrize("word", ["padded", "buckets", "packed"])
+def test_wanted_states_are_those_that_losses_read(tasks: SceneTasks, tokenizer: Tokenizer, word: str) -> None:
+    batch = batch_of(tasks, tokenizer)
+    layout = lay_out(batch, word, 160, sparing=True).layout
+    assert layout is not None
+    wanted = [rows.place.flatten()[rows.wanted] for rows in layout.rows]
+    read = batch.supervised.roll(-1) | batch.drawn | batch.drawn.roll(-1)
+    assert torch.equal(torch.cat(wanted).sort().values, read.flatten().nonzero().flatten())
+
+
 def test_packed_rows_find_their_images(tasks: SceneTasks, tokenizer: Tokenizer) -> None:
     """A position's image in a row is the image that it has in the batch."""
     batch = batch_of(tasks, tokenizer)
@@ -123,6 +133,7 @@ def test_what_is_chosen_follows_from_lengths_alone(tasks: SceneTasks, tokenizer:
     assert Plan("auto", 160, packs=False, groups=False).layout_of(batch) == "padded"
     assert Plan("auto", 160, longest - 1, groups=False).layout_of(batch) == "packed"
     assert Plan("padded")(batch) is batch
+    assert Plan("padded", sparing=True)(batch) is batch  # it is short
 
 
 def test_parts_of_a_step_are_its_samples_in_order(tasks: SceneTasks, tokenizer: Tokenizer) -> None:

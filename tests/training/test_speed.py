@@ -19,7 +19,8 @@ from lab.training.checkpointing import checkpointed
 from lab.training.fit import FitSettings
 from lab.training.flops import flops_of
 from lab.training.modules import UnifiedTraining
-from lab.training.speed import accelerated
+from lab.training.speed import accelerated, plan_of
+from tests.training.conftest import SCHEDULE
 
 Training = Callable[..., Any]
 Together = Callable[..., list[Any]]
@@ -45,6 +46,27 @@ def test_layouts_train_alike(training: Training, short: FitSettings, layout: str
     assert_alike(two, one, 1e-4)
     assert two.costs["cost/tokens"] == one.costs["cost/tokens"]
     assert two.costs["cost/flops"] == one.costs["cost/flops"]  # a budget buys the same steps
+
+
+@pytest.mark.parametrize("layout", ["padded", "buckets", "auto"])
+def test_long_samples_train_alike_with_states_spared(
+    training: Training, short: FitSettings, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one = training("unified", "all", short, quiet=True, trainer=PADDED)
+    monkeypatch.setattr("lab.samples.step.LONG", 0)
+    where = replace(PADDED, layout=layout)
+    _, two = training("unified", layout, short, quiet=True, trainer=where)
+    assert_alike(two, one, 1e-4)
+    assert two.costs["cost/flops"] == one.costs["cost/flops"]
+
+
+def test_states_are_spared_where_blocks_may_differ_by_step(new_arm: Callable[..., Arm]) -> None:
+    module = UnifiedTraining(new_arm().model, ["connector"], 1.0, **SCHEDULE)
+    assert plan_of(PADDED, module, "cpu", False).sparing
+    assert not plan_of(PADDED, module, "cuda", False).sparing
+    assert not plan_of(PADDED, module, "cpu", True).sparing
+    assert not plan_of(replace(PADDED, checkpointing=True), module, "cpu", False).sparing
+    assert not plan_of(replace(PADDED, compile="on"), module, "cpu", False).sparing
 
 
 @pytest.mark.parametrize("weighting", ["token", "sample"])
