@@ -133,26 +133,41 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _in_rows(lengths: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
-    """Samples in at most `count` rows that are as short as best fit gets them, to a percent."""
-    capacity = max(lengths[order[0]], -(-sum(lengths) // count))
-    while len(rows := _best_fit(lengths, order, capacity)) > count:
+    """Samples in at most `count` rows that are as short as best fit gets them, to a percent.
+
+    Args:
+        lengths: of all samples.
+        order: the samples, longest first.
+        count: of rows.
+    """
+    capacity, least = max(lengths[order[0]], -(-sum(lengths) // count)), 0
+    # of the k * count + 1 longest some row has k + 1, and so at least the shortest k + 1 of these
+    for last in range(count, len(order), count):
+        least = max(least, sum(lengths[sample] for sample in order[last - last // count : last + 1]))
+    while capacity < least or (rows := _best_fit(lengths, order, capacity, count)) is None:
         capacity += max(1, capacity // 100)
     return rows
 
 
-def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
-    """Each sample in the fullest row that it fits."""
+def _best_fit(
+    lengths: Sequence[int], order: Sequence[int], capacity: int, most: int
+) -> list[list[int]] | None:
+    """Each sample in the fullest row that it fits; None if that takes too many rows."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    rooms: list[int] = []
     for sample in order:
-        fitting = [row for row in range(len(rows)) if room[row] >= lengths[sample]]
-        if not fitting:
+        length, fullest, room = lengths[sample], -1, capacity + 1
+        for row, left in enumerate(rooms):
+            if length <= left < room:
+                fullest, room = row, left
+        if fullest >= 0:
+            rows[fullest].append(sample)
+            rooms[fullest] = room - length
+        elif len(rows) == most:
+            return None
+        else:
             rows.append([sample])
-            room.append(capacity - lengths[sample])
-            continue
-        fullest = min(fitting, key=room.__getitem__)
-        rows[fullest].append(sample)
-        room[fullest] -= lengths[sample]
+            rooms.append(capacity - length)
     return rows
 
 
