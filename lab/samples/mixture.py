@@ -14,6 +14,7 @@ shares of tokens are as exact as these means; what was consumed is counted to th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -135,8 +136,7 @@ class Mixture(Dataset[Sample]):
         return self.sources[source].sample(row, self._seed(source, epoch))
 
     def _seed(self, source: str, epoch: int) -> int:
-        entropy = [self.seed, self.sources[source].number, epoch]
-        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return _seed_of(self.seed, self.sources[source].number, epoch)
 
     def _permutation(self, source: str, epoch: int) -> np.ndarray:
         key = (source, epoch)
@@ -151,6 +151,11 @@ class Mixture(Dataset[Sample]):
             rng = np.random.default_rng([self.seed, self.sources[source].number, len(self.sources[source])])
             self._chosen[source] = rng.permutation(len(self.sources[source]))[: self.rows[source]]
         return self._chosen[source]
+
+
+@lru_cache(maxsize=1024)  # every sample asks for it, and one pass over a source has one
+def _seed_of(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 class StepBatches(Sampler[list[int]]):

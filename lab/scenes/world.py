@@ -99,7 +99,14 @@ class Scenes:
 
     def take(self, rows: np.ndarray) -> Scenes:
         """The given scenes, copied."""
-        return Scenes(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+        return Scenes(
+            self.digit[rows],
+            self.colour[rows],
+            self.instance[rows],
+            self.variant[rows],
+            self.offset[rows],
+            self.brightness[rows],
+        )
 
 
 def stacked(scenes: Sequence[Scenes]) -> Scenes:
@@ -149,13 +156,17 @@ def render(world: World, digits: DigitPatches, scenes: Scenes) -> np.ndarray:
     patch = digits.patches[scenes.instance[row, column], scenes.variant[row, column]].astype(np.float32) / 255
     patch *= scenes.brightness[row, column][:, None, None]  # (K, PATCH, PATCH)
     ink = np.zeros((count, cells, side, side), np.float32)
-    y = scenes.offset[row, column, 0][:, None, None] + np.arange(PATCH)[None, :, None]
-    x = scenes.offset[row, column, 1][:, None, None] + np.arange(PATCH)[None, None, :]
+    y = scenes.offset[row, column, 0][:, None, None] + _WITHIN[:, None]
+    x = scenes.offset[row, column, 1][:, None, None] + _WITHIN
     ink[row[:, None, None], column[:, None, None], y, x] = patch
-    tint = np.array(list(COLOURS.values()), np.float32)[scenes.colour]  # (S, C, 3)
+    tint = _TINTS[scenes.colour]  # (S, C, 3)
     pixels = BACKGROUND + ink[:, :, None] * (tint[..., None, None] - BACKGROUND)  # (S, C, 3, h, w)
     pixels = pixels.reshape(count, world.grid, world.grid, 3, side, side)
     return pixels.transpose(0, 3, 1, 4, 2, 5).reshape(count, 3, world.image_size, world.image_size)
+
+
+_WITHIN = np.arange(PATCH)  # px of a patch along a side
+_TINTS = np.array(list(COLOURS.values()), np.float32)  # (colours, 3)
 
 
 def boxes(world: World, digits: DigitPatches, scenes: Scenes) -> np.ndarray:
