@@ -75,6 +75,8 @@ def small_params(
         tree["datasets"] = dict(datasets)
     for one in overrides:
         apply_override(tree, one)
+    if others := [name for name in tree["mixes"] if name != system.name]:
+        raise LabError(f"mixes.{others[0]}: a system has one mix, whose shares are mix.TASK=NUMBER")
     return check_params(tree, str(path))
 
 

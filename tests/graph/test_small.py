@@ -191,6 +191,8 @@ def test_overrides_come_last() -> None:
     assert (params.seed, params.fitted("instruct").steps) == (3, 4)
     assert "unknown key 'sede' (did you mean 'seed'?)" in refused("sede=3")
     assert small().seed != 3  # nothing is left behind
+    assert small("mix.by_example=2").mixes["mine"]["by_example"] == 2
+    assert "mixes.main: a system has one mix, whose shares are mix.TASK" in refused("mixes.main.by_example=2")
 
 
 def test_a_system_without_a_small_size_says_so() -> None:
