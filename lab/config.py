@@ -29,6 +29,7 @@ TASKS = (
     "documents",
     "listing",
     "draw",
+    "by_example",
 )
 LOCATION_TASKS = ("ground", "refer", "grounded_caption")  # of a world with location words alone
 DRAWING = ("text_to_image", "edit", "interleaved", "draw")  # tasks that need a visual head

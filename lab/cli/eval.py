@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=[0],
         metavar="K",
-        help="solved examples before each question, for vqa and caption (0; the protocol has 0 1 2 4 8)",
+        help="solved examples before each question, for vqa, caption and by_example (0; often 0 1 2 4 8)",
     )
     parser.add_argument(
         "--samples",

@@ -26,18 +26,20 @@ from lab.evaluation.understanding import (
     answer_all,
     majority_share,
     questions,
+    questions_by_example,
     text_perplexity,
     things_right,
 )
 from lab.models.arm import Arm
 from lab.models.autoencoder import ImageAutoencoder
 from lab.scenes.judge import Judge, judge_images
-from lab.scenes.language import QUESTIONS
+from lab.scenes.language import BY_EXAMPLE, QUESTIONS
 from lab.scenes.preview import tile
 from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import stacked
 
 SHOWN = 12  # samples kept for grids
+SHOTS = (2, 0, 1, 4)  # with the first, the figure is called by the task alone
 
 _NO_SHARES = ("understanding/caption_cider_d", "reconstruction/psnr")  # scores beyond 1
 
@@ -50,6 +52,7 @@ def evaluate_arm(
     settings: EvaluateParams,
     seed: int,
     out: Path,
+    in_context: bool = False,
 ) -> dict[str, Any]:
     """Scores an arm on held-out scenes.
 
@@ -61,6 +64,7 @@ def evaluate_arm(
         seed: of phrasings and of the image decoder's noise.
         out: receives `answers.json`, `samples.npz`, `samples.json`, `samples.png` and `scores.npz`: the score
             of every sample by metric, in an order that all arms have.
+        in_context: whether it learned from questions that only examples tell, and is asked some.
 
     Returns:
         metrics (name -> value), intervals (name -> [low, high], 95% over samples), chance (name ->
@@ -72,6 +76,8 @@ def evaluate_arm(
     figures: dict[str, Figure] = {}  # of a corpus: no mean over samples
     chance: dict[str, float] = {}
     shown = _understand(arm, tasks, settings, seed, scores, details, figures, chance, out)
+    if in_context:
+        _learn_in_context(arm, tasks, settings, seed, scores, chance)
     if image_decoder is not None and arm.model.visual_head is not None:
         _generate(arm, image_decoder, judge, tasks, settings, seed, scores, details, figures, shown, out)
     texts = [tasks.sample("text", row, seed) for row in range(min(settings.texts, len(tasks)))]
@@ -173,6 +179,24 @@ def _understand(
         }
         for row in range(min(SHOWN, len(captioned)))
     ]
+
+
+def _learn_in_context(
+    arm: Arm,
+    tasks: SceneTasks,
+    settings: EvaluateParams,
+    seed: int,
+    scores: dict[str, np.ndarray],
+    chance: dict[str, float],
+) -> None:
+    collate = arm.collate(tuple(tasks.tasks), left=True)
+    for shots in SHOTS:
+        asked = questions_by_example(tasks, settings.questions, seed, shots)
+        answers = answer_all(arm.model, asked, arm.tokenizer, collate, settings.batch_size)
+        answers.sort(key=lambda one: one.sample_id)
+        name = "understanding/by_example" + ("" if shots == SHOTS[0] else f"/shots_{shots}")
+        scores[name] = np.array([one.right for one in answers], float)
+        chance[name] = 1 / len(BY_EXAMPLE)  # who sees everything and learns nothing from examples
 
 
 def _generate(

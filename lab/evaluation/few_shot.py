@@ -25,7 +25,6 @@ from lab.scenes.tasks import SceneTasks
 
 Choice = Literal["random", "matched"]
 CHOICES: tuple[Choice, ...] = ("random", "matched")
-SHOTS = (0, 1, 2, 4, 8)  # of the protocol
 LONGEST_ANSWER = 48  # elements, as `generate_text` cuts answers
 
 

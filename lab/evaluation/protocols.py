@@ -41,6 +41,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "questions about images, by kind", reading.visual_questions, in_context=True, matched=True
     ),
     "caption": Protocol("captions: CIDEr-D, BLEU-4, ROUGE-L", reading.captions, in_context=True),
+    "by_example": Protocol(
+        "questions that only the examples before them tell", reading.by_example, in_context=True
+    ),
     "pope": Protocol("objects that are not there: POPE", reading.hallucination),
     "grounding": Protocol("boxes, where the world has location words", reading.boxes),
     "text": Protocol("perplexity of text without images", reading.plain_text),

@@ -12,7 +12,14 @@ from lab.evaluation.figures import Figure, macro_figure, mean_figure, share_figu
 from lab.evaluation.grounding import box_requests, grounding_scores
 from lab.evaluation.pope import NEGATIVES, polls, pope_figures, says_yes
 from lab.evaluation.subject import Asking, Subject
-from lab.evaluation.understanding import Answer, answer_all, questions, text_perplexity, things_right
+from lab.evaluation.understanding import (
+    Answer,
+    answer_all,
+    questions,
+    questions_by_example,
+    text_perplexity,
+    things_right,
+)
 from lab.evaluation.vqa import vqa_accuracy
 from lab.samples.segments import Sample
 from lab.scenes.language import QUESTIONS, short_answer
@@ -88,6 +95,17 @@ def boxes(subject: Subject, asking: Asking) -> dict[str, Figure]:
     }
 
 
+def by_example(subject: Subject, asking: Asking) -> dict[str, Figure]:
+    """In-context learning: whether an answer is what the examples before the question are.
+
+    All prompts read the same, so an arm that sees everything and learns nothing from examples is right for
+    one kind of answer out of three (task recognition, arXiv:2305.09731).
+    """
+    asked = questions_by_example(subject.held_out, asking.samples, asking.seed, asking.shots)
+    check_length(subject.arm, asked, asking.shots)
+    return {"right": share_figure([float(one.right) for one in _answered(subject, asked)])}
+
+
 def plain_text(subject: Subject, asking: Asking) -> dict[str, Figure]:
     """Perplexity of what has to be said in samples without images: does the language model still speak?"""
     rows = range(min(asking.samples, len(subject.held_out)))
@@ -101,6 +119,11 @@ def _answers(subject: Subject, asking: Asking, asked: Sequence[Sample]) -> list[
         with_shots(sample, subject.training, asking.shots, asking.choice, asking.seed) for sample in asked
     ]
     check_length(subject.arm, prompts, asking.shots)
+    return _answered(subject, prompts)
+
+
+def _answered(subject: Subject, prompts: Sequence[Sample]) -> list[Answer]:
+    """Answers to prompts as they are, in the order of their ids."""
     arm = subject.arm
     collate = arm.collate((*QUESTIONS, *subject.held_out.tasks), left=True)
     answers = answer_all(arm.model, prompts, arm.tokenizer, collate, subject.batch_size)

@@ -78,6 +78,11 @@ def questions(tasks: SceneTasks, number: int, seed: int) -> list[Sample]:
     return found
 
 
+def questions_by_example(tasks: SceneTasks, number: int, seed: int, shots: int) -> list[Sample]:
+    """`number` questions that `shots` examples each tell, every one about a scene of its own."""
+    return [tasks.question_by_example(row, seed, shots) for row in range(min(number, len(tasks)))]
+
+
 def majority_share(answers: Iterable[Answer]) -> float:
     """What one would score by always giving the most frequent right answer: the chance level."""
     counts = Counter(short_answer(answer.expected) for answer in answers)

@@ -14,6 +14,7 @@ from lab.errors import LabError
 from lab.graph.context import Context, prepare
 from lab.graph.stages import UNIFIED, instance_kinds, stages_of
 from lab.models.caching import FEATURES
+from lab.samples.mix import parse
 
 if TYPE_CHECKING:
     from lab.models.arm import Arm
@@ -278,6 +279,7 @@ def _evaluate(context: Context) -> dict[str, Any]:
         params.stages.evaluate,
         params.seed,
         context.out,
+        _in_context(context),
     )
     judged, tuned = (json.loads(numbers.read_text()) for numbers in context.numbers_of.values())
     result["metrics"] |= judged | {"cost/train_seconds": tuned["cost/train_seconds"]}
@@ -304,9 +306,15 @@ def _untrained(context: Context, judge: Any) -> dict[str, float]:
     few = replace(params.stages.evaluate, questions=20, captions=20, prompts=40, edits=10, texts=20)
     decoder = context.image_decoder()
     with TemporaryDirectory() as scratch:
-        found = evaluate_arm(arm, decoder, judge, tasks, few, params.seed, Path(scratch))["metrics"]
+        place, in_context = Path(scratch), _in_context(context)
+        found = evaluate_arm(arm, decoder, judge, tasks, few, params.seed, place, in_context)["metrics"]
     kinds = ("understanding/", "generation/")
     return {f"untrained/{name}": value for name, value in found.items() if name.startswith(kinds)}
+
+
+def _in_context(context: Context) -> bool:
+    """Whether the arm's mix has the task that only examples tell the answers of."""
+    return "by_example" in parse(context.params.mixes[context.mix]).ever()
 
 
 def _compare(context: Context) -> dict[str, Any]:

@@ -65,6 +65,7 @@ MEASURES = (
         rate=False,
         rising=False,
     ),
+    Measure("understanding/by_example", "by example", "questions right that two examples alone tell"),
     Measure("understanding/grounding", "box", "digits whose box is found, at an IoU of at least 0.5"),
     Measure("generation/place", "place", "cells of drawn scenes that are empty or filled as prompted"),
     Measure("generation/colour", "colour", "prompted digits drawn in their colour"),
@@ -93,6 +94,9 @@ _DETAILS = (
     Measure("generation/edit_rest", "edit rest", "edits after which all else is as it was"),
     Measure("understanding/grounding_iou", "box IoU", "mean overlap of the given box with the digit's"),
     Measure("understanding/grounding_well_formed", "box form", "answers that are a box at all"),
+    Measure("understanding/by_example/shots_0", "by example, 0 shots", "the same without examples"),
+    Measure("understanding/by_example/shots_1", "by example, 1 shot", "the same with one example"),
+    Measure("understanding/by_example/shots_4", "by example, 4 shots", "the same with four"),
     Measure("reconstruction/digit", "rebuilt digit", "digits still read as they are after reconstruction"),
     Measure("reconstruction/psnr", "rebuilt PSNR", "PSNR of reconstructed images, dB", rate=False),
 )

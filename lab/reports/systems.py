@@ -18,6 +18,7 @@ SHOWN = (
     "understanding/vqa",
     "understanding/caption",
     "understanding/grounding",
+    "understanding/by_example",
     "generation/colour",
     "generation/digit",
     "generation/scene",
@@ -47,7 +48,7 @@ def systems_table(folder: Path) -> str:
         stages = [json.loads(file.read_text()) for file in sorted((run / "metrics").rglob("*.json"))]
         parameters = sum(stage.get("cost/trained_parameters", 0) for stage in _last(run))
         claims = read_system(find(name)).claims
-        shown = [measure for measure in measures if measure.label != "box" or "grounding" in claims]
+        shown = [measure for measure in measures if _shown(measure, claims)]
         cells = [f"{parameters / 1e3:,.0f}K"]
         cells += [_cell(result, measure) if measure in shown else "" for measure in measures]
         cells += [f"{_seconds(stages) / 60:.1f}", _status(claims, result)]
@@ -83,7 +84,13 @@ _CLAIMED = {
         ("generation/colour", 1 / len(COLOUR_NAMES), "generation (colours, not digits)"),
     ],
     "grounding": [("understanding/grounding", 1.0, "grounding")],
+    "in_context": [("understanding/by_example", 1.0, "learning in context")],
 }
+
+
+def _shown(measure: Measure, claims: Sequence[str]) -> bool:
+    """Whether the table has a value: boxes and questions by example are of those that claim them alone."""
+    return {"box": "grounding", "by example": "in_context"}.get(measure.label, claims[0]) in claims
 
 
 def _newest(folder: Path, name: str) -> Path | None:

@@ -112,6 +112,11 @@ def answer(text: str) -> Segment:
     return Segment(text=text, supervised=True, role="assistant", ends=True)
 
 
+def told(text: str) -> Segment:
+    """An answer that is given, as in an example, and not learned."""
+    return Segment(text=text, role="assistant", ends=True)
+
+
 def part_of_answer(text: str) -> Segment:
     """What the model has to say before it goes on in the same turn, with an image for example."""
     return Segment(text=text, supervised=True, role="assistant")

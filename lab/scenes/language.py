@@ -15,6 +15,7 @@ from lab.scenes.locations import location_words
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, World
 
 Choice = TypeVar("Choice")
+BY_EXAMPLE = ("colour", "digit", "place")  # what a question may be about that only examples tell
 EVIDENCE = "so"  # between what an answer saw and what it concludes
 _ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 _COLUMNS = {2: ("left", "right"), 3: ("left", "centre", "right")}
@@ -101,6 +102,15 @@ class Language:
 
     def draw_prompt(self, things: Sequence[Thing], rng: np.random.Generator) -> str:
         return _pick(self.DRAW_PROMPTS, rng).format(self.description(things, rng))
+
+    # -- what examples tell ----------------------------------------------------------------------------------
+
+    EXAMPLE_PROMPT = "what ?"
+
+    def tell(self, kind: str, thing: Thing) -> str:
+        """What is asked of a digit, out of `BY_EXAMPLE`; the evidence is the same whatever that is."""
+        said = {"colour": thing.colour, "digit": str(thing.digit), "place": self.places[thing.cell]}
+        return with_evidence(_at(self, thing), said[kind])
 
     # -- edits -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@
 | documents | two or three images | a caption after each |
 | listing | image, prompt | every place, with what is there |
 | draw | description | image, without a plan: what a frozen language model can be asked |
+| by_example | images of one digit, each with its colour, or digit, or place | the same of more images |
 | text | description, questions and requests about it | answers, captions, inventories, listings |
 | ground | image, several requests for the box of a digit | boxes |
 | refer | image, several questions about what is in a box | colours and digits |
@@ -40,12 +41,14 @@ from lab.samples.segments import (
     part_of_answer,
     question,
     special,
+    told,
 )
-from lab.scenes.language import QUESTIONS, Language, Thing, things_of
+from lab.scenes.language import BY_EXAMPLE, QUESTIONS, Language, Thing, things_of
 from lab.scenes.locations import write_box
 from lab.scenes.world import COLOUR_NAMES, EMPTY, Scenes, WorldSplit, boxes, render
 
 Choice = TypeVar("Choice")
+MOST_SHOTS = 4  # examples of a training sample
 _Make = Callable[[int, Scenes, list[Thing], np.random.Generator], tuple[Segment, ...]]
 
 
@@ -80,6 +83,7 @@ class SceneTasks:
                 "grounded_caption": self._grounded_caption,
             }
         self.tasks["draw"] = self._draw
+        self.tasks["by_example"] = self._by_example
 
     def __len__(self) -> int:
         return len(self.split.scenes)
@@ -125,6 +129,16 @@ class SceneTasks:
         segments = (special(BOS), self._image(scene), question(asked), answer(box))
         drawn = boxes(self.split.world, self.split.digits, scene)[0, thing.cell]
         return Sample(f"box/{row}/{seed}", "ground", segments), drawn
+
+    def question_by_example(self, row: int, seed: int, shots: int) -> Sample:
+        """A question about scene `row` that `shots` examples tell and nothing else does (for evaluation)."""
+        rng = np.random.default_rng([seed, row])
+        scene = self.split.scenes.take(np.array([row]))
+        *examples, (image, reply) = self._alike(scene, shots, rng)
+        asked = question(self.language.EXAMPLE_PROMPT)
+        solved = [segment for shown, said in examples for segment in (shown, asked, told(said))]
+        segments = (special(BOS), *solved, image, asked, answer(reply))
+        return Sample(f"by_example/{row}/{seed}", "by_example", segments)
 
     def edited(self, row: int, seed: int) -> Scenes:
         """The scene that the edit sample of the same arguments asks for."""
@@ -201,6 +215,17 @@ class SceneTasks:
         prompt = self.language.draw_prompt(things, rng)
         return question(prompt), *self._drawn(scene)[1:]
 
+    def _by_example(
+        self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
+    ) -> tuple[Segment, ...]:
+        shots = int(rng.integers(1, MOST_SHOTS + 1))
+        segments: list[Segment] = []
+        for image, reply in self._alike(scene, shots, rng):
+            # nobody can guess what the first is asked for
+            said = answer(reply) if segments else told(reply)
+            segments += [image, question(self.language.EXAMPLE_PROMPT), said]
+        return tuple(segments)
+
     def _text(
         self, row: int, scene: Scenes, things: list[Thing], rng: np.random.Generator
     ) -> tuple[Segment, ...]:
@@ -237,6 +262,16 @@ class SceneTasks:
         return self._image(scene), question(prompt), answer(caption)
 
     # -- parts -----------------------------------------------------------------------------------------------
+
+    def _alike(self, scene: Scenes, shots: int, rng: np.random.Generator) -> list[tuple[Segment, str]]:
+        """`shots` images and that of the scene, all with one digit, and an answer of one kind to each."""
+        kind = _pick(BY_EXAMPLE, rng)
+        others = (self.split.scenes.take(rng.integers(0, len(self), 1)) for _ in range(shots))
+        found = []
+        for one in (*others, scene):
+            alone = _alone(one, rng)
+            found.append((self._image(alone), self.language.tell(kind, self._things(alone)[0])))
+        return found
 
     def _drawn(self, scene: Scenes) -> tuple[Segment, ...]:
         """The plan of a scene, its image and the end, all to be produced."""
@@ -312,6 +347,14 @@ def _apply(scene: Scenes, cell: int, colour: str | None) -> Scenes:
     else:
         edited.colour[0, cell] = COLOUR_NAMES.index(colour)
     return edited
+
+
+def _alone(scene: Scenes, rng: np.random.Generator) -> Scenes:
+    """One digit of a scene and nothing else."""
+    alone = scene.take(np.array([0]))
+    kept = _pick(np.flatnonzero(scene.digit[0] != EMPTY).tolist(), rng)
+    alone.digit[0, np.arange(alone.digit.shape[1]) != kept] = EMPTY
+    return alone
 
 
 def _pick(choices: Sequence[Choice], rng: np.random.Generator) -> Choice:

@@ -27,13 +27,13 @@ Evaluate = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def evaluate(new_arm: Callable[..., Arm], held_out: SceneTasks, tmp_path: Path) -> Evaluate:
-    def run(tasks: SceneTasks = held_out, batch_size: int = 50) -> dict[str, Any]:
+    def run(tasks: SceneTasks = held_out, batch_size: int = 50, in_context: bool = False) -> dict[str, Any]:
         arm = new_arm()
         arm.model.eval()
         decoder = build("image_decoder", {"name": "transformer", "dim": 32}, 24, 16, 32).eval()
         judge = Judge(tasks.split.world).eval()
         settings = EvaluateParams(**{**vars(SETTINGS), "batch_size": batch_size})
-        return evaluate_arm(arm, decoder, judge, tasks, settings, 0, tmp_path)
+        return evaluate_arm(arm, decoder, judge, tasks, settings, 0, tmp_path, in_context)
 
     return run
 
@@ -60,6 +60,15 @@ def test_every_figure_has_an_interval(evaluate: Evaluate) -> None:
     assert set(result["chance"]) == {"understanding/vqa", *kinds}
     assert result["samples"] > 5 * len(QUESTIONS)
     json.dumps(result)  # plain numbers throughout
+
+
+def test_questions_by_example_are_of_arms_that_learned_from_such(evaluate: Evaluate) -> None:
+    result = evaluate(in_context=True)
+    shots = ["", "/shots_0", "/shots_1", "/shots_4"]
+    figures = {f"understanding/by_example{one}" for one in shots}
+    assert result["metrics"].keys() - evaluate()["metrics"].keys() == figures
+    assert all(result["chance"][name] == pytest.approx(1 / 3) for name in figures)
+    assert figures <= result["intervals"].keys()
 
 
 def test_it_is_the_same_every_time_and_whatever_the_batch(evaluate: Evaluate, tmp_path: Path) -> None:

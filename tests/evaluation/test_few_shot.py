@@ -10,8 +10,9 @@ import pytest
 
 from lab.errors import LabError
 from lab.evaluation.few_shot import CHOICES, check_length, with_shots
-from lab.evaluation.reading import captions, visual_questions
+from lab.evaluation.reading import by_example, captions, visual_questions
 from lab.evaluation.subject import Asking, Subject
+from lab.evaluation.understanding import Answer
 from lab.models.arm import Arm
 from lab.samples.segments import BOS, EOS, Sample
 from lab.scenes.language import QUESTIONS
@@ -89,7 +90,7 @@ def test_figures_do_not_depend_on_the_batch(
     arm.model.eval()
     asking = Asking(samples=6, shots=2, choice="matched")
     one, two = (Subject(arm, held_out, tasks, batch_size=size) for size in (50, 7))
-    for measure in (visual_questions, captions):
+    for measure in (visual_questions, captions, by_example):
         assert measure(one, asking) == measure(two, asking)
 
 
@@ -99,6 +100,26 @@ def test_untrained_arms_are_near_nothing_and_every_figure_has_its_interval(subje
     for figure in figures.values():
         assert 0 <= figure.low <= figure.value <= figure.high <= 1
     assert figures["accuracy"].samples == 5 * len(QUESTIONS)
+
+
+def test_whoever_learns_nothing_from_examples_is_right_for_a_third(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees all there is and always tells the colour."""
+    images = []
+
+    def colours(model: object, asked: list[Sample], *rest: object) -> list[Answer]:
+        images.extend(sum(segment.picture is not None for segment in one.segments) for one in asked)
+        replies = [one.segments[-1].text or "" for one in asked]
+        return [
+            Answer(one.id, one.task, "", reply, f"{reply.rpartition(' ')[0]} {reply.split()[1]}")
+            for one, reply in zip(asked, replies, strict=True)
+        ]
+
+    monkeypatch.setattr("lab.evaluation.reading.answer_all", colours)
+    figure = by_example(subject, Asking(samples=60, shots=2))["right"]
+    assert figure.low < 1 / 3 < figure.high
+    assert images == [3] * 60
 
 
 def test_a_prompt_that_does_not_fit_is_refused(

@@ -153,7 +153,7 @@ def test_what_an_arm_cannot_do_is_left_out_unless_it_was_asked_for(pipeline: Pat
     said: list[str] = []
     results = evaluate_run("tiny-mix", [], [0], Asking(samples=2), said.append)
     measured = {result["protocol"] for result in results}
-    assert measured == {"vqa", "caption", "pope", "grounding", "text"}
+    assert measured == {"vqa", "caption", "by_example", "pope", "grounding", "text"}
     assert "edit: left out: this arm answers questions, but draws nothing" in said
     with pytest.raises(LabError, match="draws nothing"):
         evaluate_run("tiny-mix", ["fidelity"], [0], FEW, silent)

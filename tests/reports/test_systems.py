@@ -81,6 +81,24 @@ def test_colours_are_generation_too(tmp_path: Path) -> None:
     assert cells(table, "mar")[-1] == "beats chance in generation (colours, not digits)"
 
 
+@pytest.mark.parametrize(
+    ("low", "status"), [(0.4, "beats chance in learning in context"), (0.3, "not in in_context")]
+)
+def test_learning_in_context_is_more_than_seeing(tmp_path: Path, low: float, status: str) -> None:
+    name = "understanding/by_example"
+    numbers = {
+        "metrics": {name: 0.5, "understanding/vqa": 0.9},
+        "chance": {name: 1 / 3, "understanding/vqa": 0.3},
+    }
+    intervals = {name: [low, 0.6], "understanding/vqa": [0.8, 1.0]}
+    for system in ("kosmos1", "llava"):
+        write_run(tmp_path, system, "1", intervals=intervals, **numbers)
+    table = systems_table(tmp_path)
+    assert cells(table, "kosmos1")[5] == "50.0"
+    assert status in cells(table, "kosmos1")[-1]
+    assert cells(table, "llava")[5] == ""  # it does not claim it
+
+
 def test_the_last_run_counts_and_unfinished_ones_do_not(tmp_path: Path) -> None:
     import os
 

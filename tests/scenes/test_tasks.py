@@ -7,7 +7,7 @@ import pytest
 
 from lab.scenes.language import things_of
 from lab.scenes.tasks import SceneTasks
-from lab.scenes.world import EMPTY
+from lab.scenes.world import BACKGROUND, COLOURS, EMPTY
 
 
 def test_equal_arguments_give_equal_samples(tasks: SceneTasks) -> None:
@@ -47,6 +47,42 @@ def test_a_document_captions_each_of_its_images(tasks: SceneTasks) -> None:
         assert all(caption.text and caption.supervised for caption in captions)
         assert captions[0].text == tasks.sample("caption", row, 0).segments[-1].text  # of its own image
     assert counts == {2, 3}
+
+
+def test_examples_tell_what_is_asked_and_nothing_else_does(tasks: SceneTasks) -> None:
+    lengths, kinds, prompts = set(), set(), set()
+    for row in range(40):
+        _, *segments = tasks.sample("by_example", row, 0).segments
+        images, questions, replies = segments[::3], segments[1::3], segments[2::3]
+        lengths.add(len(images))
+        prompts |= {question.text for question in questions}
+        assert [reply.supervised for reply in replies] == [False, *[True] * (len(images) - 1)]
+        told = set()
+        for image, reply in zip(images, replies, strict=True):
+            assert reply.text
+            assert image.pixels is not None
+            place, colour, digit, _, said = reply.text.split()
+            assert colour == colour_of(image.pixels)
+            told.add({place: "place", colour: "colour", digit: "digit"}[said])
+        assert len(told) == 1
+        kinds |= told
+    assert lengths == {2, 3, 4, 5}
+    assert kinds == {"colour", "digit", "place"}
+    assert len(prompts) == 1
+
+
+@pytest.mark.parametrize("shots", [0, 1, 4])
+def test_a_question_has_as_many_examples_as_wanted(tasks: SceneTasks, shots: int) -> None:
+    _, *segments = tasks.question_by_example(5, 3, shots).segments
+    assert [segment.supervised for segment in segments] == [False] * (3 * shots + 2) + [True]
+    assert all(segment.picture for segment in segments[::3])
+
+
+def colour_of(pixels: np.ndarray) -> str:
+    """The colour of the one digit of an image (3, H, W)."""
+    brightest = pixels.reshape(3, -1)[:, pixels.sum(axis=0).argmax()]
+    hue = (brightest - BACKGROUND) / (brightest.max() - BACKGROUND)
+    return min(COLOURS, key=lambda name: float(np.abs(np.array(COLOURS[name]) - hue).sum()))
 
 
 def test_a_plan_stands_before_the_image_but_where_none_is_asked_for(tasks: SceneTasks) -> None:

@@ -12,6 +12,7 @@ from lab.graph.ablation.declaration import Claim, Draft
 from lab.graph.design import Factor, holds
 from lab.graph.levels import one_level, unknown_keys
 from lab.reports.measures import MEASURES
+from lab.samples.mix import parse
 
 _GROUPS = ("understanding", "generation", "reconstruction")  # of metrics that an evaluation gives
 
@@ -122,4 +123,8 @@ def _unmeasured(params: Params, metric: str) -> str:
         return "it draws no images"
     if metric.startswith("understanding/grounding") and not params.world.locations:
         return "world.locations is 0"
+    if metric.startswith("understanding/by_example") and not any(
+        "by_example" in parse(mix).ever() for mix in params.mixes.values()
+    ):
+        return "no mix has the task 'by_example'"
     return ""
