@@ -70,7 +70,7 @@ def _status(claims: Sequence[str], result: Mapping[str, Any]) -> str:
                 held.append(words)
                 break
         else:
-            failed.append(claim)
+            failed.append(_CLAIMED[claim][0][2])
     beaten = [f"beats chance in {', '.join(held)}"] if held else []
     return "; ".join([*beaten, *(f"not in {claim}" for claim in failed)])
 

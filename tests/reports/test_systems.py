@@ -82,7 +82,7 @@ def test_colours_are_generation_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "status"), [(0.4, "beats chance in learning in context"), (0.3, "not in in_context")]
+    ("low", "status"), [(0.4, "in understanding, learning in context"), (0.3, "not in learning in context")]
 )
 def test_learning_in_context_is_more_than_seeing(tmp_path: Path, low: float, status: str) -> None:
     name = "understanding/by_example"
