@@ -757,6 +757,10 @@ def test_resources_of_a_stage_are_the_default_s_and_its_own(read: Any) -> None:
             {"metrics": ["understanding/grounding_iou"]},
             "no arm has understanding/grounding_iou: world.locations is 0",
         ),
+        (
+            {"metrics": ["understanding/by_example"]},
+            "no arm has understanding/by_example: no mix has the task 'by_example'",
+        ),
         # resources
         ({"resources": {"instrct": {}}}, "resources: no stage 'instrct' (did you mean 'instruct'?)"),
         (
