@@ -157,7 +157,8 @@ def worker(what: str, jobs: int) -> None:
     import dvc.repo  # noqa: F401  its import is no cost of a node
 
     from lab.graph.ablation import read_ablation
-    from lab.graph.compile import compile_graph, tasks_of
+    from lab.graph.compile import compile_graph
+    from lab.graph.dependencies import tasks_of
     from lab.graph.engine import states
     from lab.graph.runner import run
     from lab.graph.task import Pipeline

@@ -74,7 +74,7 @@ def _graph(name: str) -> Graph:
 
 
 def _compile(graph: Graph, args: argparse.Namespace) -> None:
-    from lab.graph.compile import write
+    from lab.graph.compiled import write
 
     changed = write(graph)
     arms, seeds = len(graph.arms), len(graph.ablation.seeds)
@@ -82,7 +82,7 @@ def _compile(graph: Graph, args: argparse.Namespace) -> None:
 
 
 def _run(graph: Graph, args: argparse.Namespace) -> int:
-    from lab.graph.compile import write
+    from lab.graph.compiled import write
 
     if args.jobs is not None and args.jobs < 1:
         raise LabError(f"--jobs must be at least 1, not {args.jobs}")

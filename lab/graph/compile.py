@@ -3,35 +3,24 @@
 A node is one stage with all that it reads. Its name says which levels it depends on:
 `instruct@q_former-even-s0` is the instruction tuning of all arms that agree in these levels and this seed. A
 level is named where it sets something that the node, or a node before it, reads; the name therefore does not
-change when levels are added or their order changes. Files that are written:
-
-    nodes/LABEL/STAGE.yaml   all that the node reads: settings, and the nodes whose outputs it takes
-    nodes/LABEL/dvc.yaml     the DVC stages of one label, few a file: DVC's cost grows with the square of them
-    dvc.yaml, compare.yaml   the comparison, from which `dvc repro` reaches everything
+change when levels are added or their order changes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lab.errors import LabError
 from lab.graph.ablation import Ablation, Arm
-from lab.graph.node import REPOSITORY
 from lab.graph.stages import UNIFIED, Stage, code_of, identified_by, stages_of
-from lab.graph.task import Task
 from lab.models.caching import FEATURES
 
-_HEAD = "# Compiled from ablation.yaml by `lab graph compile`; change that, not this.\n"
-_UNTRAINED = ("data", "judge", "evaluate")  # stages whose cost is no part of an arm's
 _EVERYTHING = "all"  # label of a node that no level and no seed touches
 
 
@@ -284,216 +273,3 @@ def _stages_in_order(chains: Iterable[list[_Draft]]) -> list[str]:
         for before, after in zip([None, *names], names, strict=False):
             sorter.add(after, *([before] if before else []))
     return list(sorter.static_order())
-
-
-# -- files ---------------------------------------------------------------------------------------------------
-
-
-def files_of(graph: Graph) -> dict[str, str]:
-    """Relative path -> text of every file that the graph compiles to."""
-    by_label: dict[str, list[GraphNode]] = {}
-    for node in graph.nodes.values():
-        by_label.setdefault(node.label, []).append(node)
-    files = {"compare.yaml": _compare(graph), "dvc.yaml": _compare_stage(graph)}
-    for label, nodes in by_label.items():
-        files[f"nodes/{label}/dvc.yaml"] = (
-            _HEAD + "stages:\n" + "".join(_stage(graph, node) for node in nodes)
-        )
-        for node in nodes:
-            files[f"nodes/{label}/{node.stage}.yaml"] = _node(node)
-    return files
-
-
-def write(graph: Graph) -> list[str]:
-    """Writes the files of a graph and removes those of an earlier one.
-
-    Returns:
-        Relative paths of what changed.
-    """
-    folder, files = graph.folder, files_of(graph)
-    changed = []
-    for name, text in files.items():
-        path = folder / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.{os.getpid()}")
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, path)
-            changed.append(name)
-    for path in sorted(folder.glob("nodes/*/*.yaml")):
-        name = path.relative_to(folder).as_posix()
-        if name not in files and path.read_text(encoding="utf-8").startswith(_HEAD):
-            path.unlink()
-            changed.append(name)
-            if path.name == "dvc.yaml":
-                path.with_name("dvc.lock").unlink(missing_ok=True)
-    for place in folder.glob("nodes/*"):
-        if place.is_dir() and not any(place.iterdir()):
-            place.rmdir()
-    return changed
-
-
-def tasks_of(graph: Graph) -> dict[str, Task]:
-    """Every node, and the comparison, as a task; each after those that it needs."""
-    folder = graph.folder.resolve()
-
-    def task(name: str, file: Path, deps: list[str], outs: list[str], parents: Iterable[str]) -> Task:
-        command = f"lab stage {name}"
-        return Task(name, command, folder, file, tuple(deps), tuple(outs), frozenset(parents), folder)
-
-    tasks = {
-        node.name: task(
-            node.name,
-            folder / "nodes" / node.label / "dvc.yaml",
-            _dependencies(graph, node),
-            [node.output, *([node.metrics] if node.metrics else [])],
-            node.inputs.values(),
-        )
-        for node in graph.nodes.values()
-    }
-    outs = ["output/compare", "metrics/comparison.json"]
-    compared = [node.name for node in graph.nodes.values() if node.stage not in ("data", "judge")]
-    return tasks | {"compare": task("compare", folder / "dvc.yaml", _compared(graph), outs, compared)}
-
-
-def _dependencies(graph: Graph, node: GraphNode) -> list[str]:
-    taken = [graph.nodes[name].output for name in node.inputs.values()]
-    numbers = [graph.nodes[node.inputs[word]].metrics for word in node.numbers]
-    code = [_relative(graph, place) for place in node.code]
-    data = [_place_of(graph, entry) for key, entry in node.reads.items() if key.startswith("datasets.")]
-    return [f"nodes/{node.label}/{node.stage}.yaml", *taken, *filter(None, numbers), *data, *code]
-
-
-def _place_of(graph: Graph, entry: Mapping[str, Any]) -> str:
-    """The folder of a data set, relative to the ablation's."""
-    above = (place / entry["path"] for place in (graph.folder, *graph.folder.parents))
-    found = next((place for place in above if place.is_dir()), REPOSITORY / entry["path"])
-    return Path(os.path.relpath(found, graph.folder)).as_posix()
-
-
-def _relative(graph: Graph, place: str) -> str:
-    if Path(place).is_absolute():  # a component of one's own, outside the repository
-        return place
-    return Path(os.path.relpath(REPOSITORY / place, graph.folder)).as_posix()
-
-
-def _stage(graph: Graph, node: GraphNode) -> str:
-    lines = [
-        f"  {node.stage}:",
-        f"    foreach: [{node.label}]",
-        "    do:",
-        "      wdir: ../..",
-        f"      cmd: lab stage {node.name}",
-        "      deps:",
-        *(f"      - {_quoted(place)}" for place in _dependencies(graph, node)),
-        f"      outs: [{node.output}]",
-    ]
-    if node.metrics:
-        lines.append(f"      metrics: [{{{node.metrics}: {{cache: false}}}}]")
-    return "\n".join(lines) + "\n"
-
-
-def _node(node: GraphNode) -> str:
-    tree = {
-        "stage": node.stage,
-        "connector": node.connector,
-        "mix": node.mix,
-        "arm": node.arm,
-        "inputs": {word: name.partition("@")[2] for word, name in node.inputs.items()},
-        "parts": dict(node.parts),
-        "numbers": list(node.numbers),
-        "code": list(node.code),
-        "params": _nested(node),
-    }
-    return _HEAD + _dump(tree)
-
-
-def _nested(node: GraphNode) -> dict[str, Any]:
-    tree: dict[str, Any] = {"connectors": [node.connector]} if node.connector else {}
-    for key, value in node.reads.items():
-        place, parts = tree, key.split(".")
-        for part in parts[:-1]:
-            place = place.setdefault(part, {})
-        place[parts[-1]] = value
-    return tree
-
-
-def _compare(graph: Graph) -> str:
-    ablation = graph.ablation
-    tree = {
-        "name": ablation.name,
-        "claim": None if ablation.claim is None else _plain(ablation.claim),
-        "metrics": list(ablation.metrics),
-        "factors": {factor.name: list(factor.levels) for factor in ablation.factors},
-        "aliases": list(ablation.aliases),
-        "seeds": list(ablation.seeds),
-        "budget": None if ablation.budget is None else _plain(ablation.budget),
-        "arms": {
-            arm.name: {
-                "levels": dict(arm.levels),
-                "evaluate": {
-                    seed: name.partition("@")[2] for seed, name in graph.evaluations[arm.name].items()
-                },
-                "cost": {
-                    seed: [name for name in names if graph.nodes[name].stage not in _UNTRAINED]
-                    for seed, names in graph.arms[arm.name].items()
-                },
-            }
-            for arm in ablation.arms
-        },
-    }
-    return _HEAD + _dump(tree)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        key: list(item) if isinstance(item, tuple) else dict(item) if isinstance(item, Mapping) else item
-        for key, item in asdict(value).items()
-    }
-
-
-def _compared(graph: Graph) -> list[str]:
-    taken: dict[str, None] = {"compare.yaml": None}
-    for by_seed in graph.evaluations.values():
-        for name in by_seed.values():
-            taken |= {
-                f"metrics/{name.replace('@', '/')}.json": None,
-                f"output/{name.replace('@', '/')}": None,
-            }
-    for node in graph.nodes.values():
-        if node.metrics and node.stage not in ("judge", "evaluate"):
-            taken[node.metrics] = None
-    code = (_relative(graph, place) for place in ("lab/reports", "lab/evaluation/statistics.py"))
-    return [*sorted(taken), *code]
-
-
-def _compare_stage(graph: Graph) -> str:
-    lines = [
-        "stages:",
-        "  compare:",
-        "    cmd: lab stage compare",
-        "    deps:",
-        *(f"    - {_quoted(place)}" for place in _compared(graph)),
-        "    outs: [output/compare]",
-        "    metrics: [{metrics/comparison.json: {cache: false}}]",
-    ]
-    return _HEAD + "\n".join(lines) + "\n"
-
-
-def _quoted(place: str) -> str:
-    return place if all(letter.isalnum() or letter in "./_-" for letter in place) else json.dumps(place)
-
-
-def _dump(tree: Mapping[str, Any]) -> str:
-    return yaml.dump(
-        tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
-    )
-
-
-class _Dumper(yaml.CSafeDumper):
-    """Writes equal parts twice instead of pointing from one to the other."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.errors import LabError
-from lab.graph.compile import Graph, compile_graph, tasks_of
+from lab.graph.compile import Graph, compile_graph
 from lab.graph.context import prepare_node
+from lab.graph.dependencies import tasks_of
 from lab.graph.node import identity_of
 from lab.graph.record import DamageError, Recorder
 from lab.graph.runner import default_jobs, only_runner, run

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from lab.graph.ablation import read_ablation
-from lab.graph.compile import Graph, compile_graph, files_of, tasks_of, write
+from lab.graph.compile import Graph, compile_graph
+from lab.graph.compiled import files_of, write
+from lab.graph.dependencies import tasks_of
 from lab.graph.node import REPOSITORY
 
 BASE = REPOSITORY / "experiments" / "ablations" / "smoke" / "params.yaml"

@@ -13,9 +13,11 @@ import yaml
 from lab.config import DataSetParams, check_params, load_params
 from lab.errors import LabError
 from lab.graph.ablation import read_ablation
-from lab.graph.compile import compile_graph, files_of, tasks_of
+from lab.graph.compile import compile_graph
+from lab.graph.compiled import files_of
 from lab.graph.context import prepare
 from lab.graph.datasets import check_declared, hash_of, locate
+from lab.graph.dependencies import tasks_of
 from lab.graph.importing import import_data, inspected, register
 from lab.graph.leakage import check_leakage
 from lab.graph.stages import data_sets_of

@@ -14,7 +14,8 @@ import yaml
 from rich.console import Console
 
 from lab.graph.ablation import read_ablation
-from lab.graph.compile import Graph, compile_graph, write
+from lab.graph.compile import Graph, compile_graph
+from lab.graph.compiled import write
 from lab.graph.node import REPOSITORY
 from lab.graph.planning import estimate as estimates
 from lab.graph.planning import machine, operations
