@@ -128,7 +128,7 @@ def _step() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     import torch
 
-    from lab.graph.runner import cores
+    from lab.graph.cores import cores
 
     asked = os.environ.get("OMP_NUM_THREADS", "")
     detail = f"{cores()} cores, torch uses {torch.get_num_threads()}, OMP_NUM_THREADS {asked or 'not set'}"

@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise LabError(f"--jobs must be at least 1, not {args.jobs}")
     from lab.config import load_params
-    from lab.graph.runner import default_jobs, reproduce
+    from lab.graph.cores import default_jobs
+    from lab.graph.runner import reproduce
 
     folder = Path.cwd()
     load_params(folder / "params.yaml")  # every mistake in it at once, before anything runs

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from lab.errors import LabError
 from lab.graph.compile import Graph, compile_graph
 from lab.graph.context import prepare_node
+from lab.graph.cores import default_jobs
 from lab.graph.dependencies import tasks_of
 from lab.graph.node import identity_of
+from lab.graph.processes import only_runner
 from lab.graph.record import DamageError, Recorder
-from lab.graph.runner import default_jobs, only_runner, run
+from lab.graph.runner import run
 from lab.graph.snapshot import take_snapshot
 from lab.graph.state import NodeState, states_of
 from lab.graph.task import Pipeline

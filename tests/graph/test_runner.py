@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from lab.errors import LabError
-from lab.graph.runner import _last, _lines, cores, default_jobs
 from lab.graph.task import Pipeline, Task
 
 STEP = """
@@ -235,16 +234,3 @@ def test_select_takes_groups_patterns_and_what_they_need() -> None:
     assert pipeline.descendants(["align@x"]) == {"align@x", "end"}
     with pytest.raises(LabError, match=r"did you mean 'align@y'"):
         pipeline.select(["aling@y"])
-
-
-def test_log_lines_are_what_a_terminal_would_show(tmp_path: Path) -> None:
-    assert _lines("a\n\x1b[32m10%\r20%\r\n\n30%\r40%") == ["a", "20%", "40%"]
-    log = tmp_path / "log"
-    log.write_text("x\n" * 9000 + "step 7\n\n")
-    assert _last(log) == "step 7"
-    log.write_text("")
-    assert _last(log) == ""
-
-
-def test_jobs_fit_the_machine() -> None:
-    assert 1 <= default_jobs() <= cores() <= (os.cpu_count() or 1)

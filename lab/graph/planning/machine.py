@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.graph.runner import cores
+from lab.graph.cores import cores
 
 _SECONDS = 0.3  # of one measurement; there are two or three
 _VALID = 3600.0  # seconds that a measurement holds: what a machine reaches depends on what else it does

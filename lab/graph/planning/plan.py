@@ -9,8 +9,8 @@ from functools import cached_property
 from math import isinf
 from typing import Any
 
+from lab.graph.cores import cores
 from lab.graph.planning.machine import Machine
-from lab.graph.runner import cores
 
 _NO_WORK = ("done", "recordable")  # states in which nothing is left to compute
 
