@@ -14,7 +14,6 @@ from lab.errors import LabError
 from lab.graph.context import Context, prepare
 from lab.graph.stages import UNIFIED, instance_kinds, stages_of
 from lab.models.caching import FEATURES
-from lab.samples.mix import parse
 
 if TYPE_CHECKING:
     from lab.models.arm import Arm
@@ -271,6 +270,8 @@ def _evaluate(context: Context) -> dict[str, Any]:
     params, trained = context.params, context.parts
     arm = load_arm(trained["encoder"].parent)
     judge = load_judge(context.inputs["judge"], context.world)
+    judged, tuned = (json.loads(numbers.read_text()) for numbers in context.numbers_of.values())
+    in_context = tuned.get("mix/by_example", 0.0) > 0.0  # an arm is asked for what it was taught
     result = evaluate_arm(
         arm,
         context.image_decoder(),
@@ -279,19 +280,18 @@ def _evaluate(context: Context) -> dict[str, Any]:
         params.stages.evaluate,
         params.seed,
         context.out,
-        _in_context(context),
+        in_context,
     )
-    judged, tuned = (json.loads(numbers.read_text()) for numbers in context.numbers_of.values())
     result["metrics"] |= judged | {"cost/train_seconds": tuned["cost/train_seconds"]}
     if params.system:
-        result["metrics"] |= _untrained(context, judge)
+        result["metrics"] |= _untrained(context, judge, in_context)
     arm_tags = {"connector": context.connector, "mix": context.mix, **params.words(), "seed": params.seed}
     if context.tracked is not None and (context.out / "samples.png").exists():
         context.tracked.artifact(context.out / "samples.png", "samples")
     return {"arm": arm_tags, **result}
 
 
-def _untrained(context: Context, judge: Any) -> dict[str, float]:
+def _untrained(context: Context, judge: Any, in_context: bool) -> dict[str, float]:
     """What a published system reaches before its first joint stage, on fewer samples."""
     from lab.evaluation.arm import evaluate_arm
     from lab.models.arm import new_arm
@@ -306,15 +306,10 @@ def _untrained(context: Context, judge: Any) -> dict[str, float]:
     few = replace(params.stages.evaluate, questions=20, captions=20, prompts=40, edits=10, texts=20)
     decoder = context.image_decoder()
     with TemporaryDirectory() as scratch:
-        place, in_context = Path(scratch), _in_context(context)
-        found = evaluate_arm(arm, decoder, judge, tasks, few, params.seed, place, in_context)["metrics"]
+        out = Path(scratch)
+        found = evaluate_arm(arm, decoder, judge, tasks, few, params.seed, out, in_context)["metrics"]
     kinds = ("understanding/", "generation/")
     return {f"untrained/{name}": value for name, value in found.items() if name.startswith(kinds)}
-
-
-def _in_context(context: Context) -> bool:
-    """Whether the arm's mix has the task that only examples tell the answers of."""
-    return "by_example" in parse(context.params.mixes[context.mix]).ever()
 
 
 def _compare(context: Context) -> dict[str, Any]:

@@ -16,6 +16,7 @@ TINY = [
     "data.validation_scenes=30",
     "data.test_scenes=30",
     "judge.steps=5",
+    "mix.by_example=30",
     *(f"stages.{stage}.{one}" for stage in STAGES for one in ("steps=2", "batch_size=4", "warmup=1")),
     *(f"stages.evaluate.{part}=4" for part in ("questions", "captions", "prompts", "edits", "texts")),
 ]
@@ -39,7 +40,8 @@ def test_a_published_system_from_its_declaration(tmp_path: Path) -> None:
     assert "did you mean 'steps'?" in wrong.stderr
     done = lab("train", declaration, *TINY)
     assert done.returncode == 0, done.stderr
-    for name in ("understanding/vqa", "generation/scene", "untrained/understanding/vqa"):
+    shown = ("understanding/vqa", "generation/scene", "untrained/understanding/vqa")
+    for name in (*shown, "understanding/by_example", "untrained/understanding/by_example/shots_4"):
         assert name in done.stdout
     again = lab("train", declaration, *TINY)
     assert again.stdout.count("reused") == 8, again.stdout  # every stage of the recipe
@@ -50,6 +52,9 @@ def test_a_published_system_from_its_declaration(tmp_path: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     asked = lab("ask", arm.name, "out.png", "where is the 3 ?")
     assert asked.returncode == 0, asked.stderr
+    told = lab("eval", arm.name, "--protocol", "by_example", "--shots", "0", "2", "--samples", "3")
+    assert told.returncode == 0, told.stderr
+    assert "right" in told.stdout
     table = lab("systems", "--results").stdout
     assert "| vl_gpt |" in table
     assert "| llava | | " in table  # it was not trained here
