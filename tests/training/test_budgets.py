@@ -65,7 +65,7 @@ def test_memory_that_was_needed_before_is_not_the_stage_s(training: Training) ->
     np.ones(2**26).sum()  # half a GB, given back at once
     before = psutil.Process().memory_info().rss / 2**20
     _, record = training()
-    assert before < record.costs["cost/peak_memory_mb"] < before + 256
+    assert before - 64 < record.costs["cost/peak_memory_mb"] < before + 256  # some may go back meanwhile
 
 
 def test_a_system_that_keeps_no_peak_stops_no_training(
