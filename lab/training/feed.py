@@ -32,7 +32,9 @@ class Feed:
         self.loader, self.collate_fn = loader, collate
         self.waited = 0.0
         self._ended = threading.Event()
-        self._made: queue.Queue[tuple[str, Any]] = queue.Queue(AHEAD)
+        # A `queue.Queue` of two would hand the interpreter to the other thread when a ready batch is taken
+        self._made: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._room = threading.Semaphore(AHEAD)
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -49,6 +51,7 @@ class Feed:
         while True:
             since = time.perf_counter()
             kind, value = self._made.get()
+            self._room.release()
             self.waited += time.perf_counter() - since
             if kind == "failed":
                 raise value
@@ -71,11 +74,9 @@ class Feed:
 
     def _give(self, kind: str, values: Iterable[Any]) -> None:
         for value in values:
-            while not self._ended.is_set():
-                try:
-                    self._made.put((kind, value), timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
+            while not self._room.acquire(timeout=0.1):
+                if self._ended.is_set():
+                    return
             if self._ended.is_set():
                 return
+            self._made.put((kind, value))
