@@ -48,8 +48,8 @@ class Plan:
         packs: whether the model allows samples to share a row.
         groups: whether the model may be called any number of times in a step.
         as_is: whether "padded" leaves the batch as it was collated, mask and all.
-        sparing: whether the language model spares itself states that no loss reads, in batches of `LONG`
-            samples that do not share rows.
+        sparing: whether the language model spares itself states that no loss reads, in batches whose longest
+            sample has more than `LONG` tokens and whose samples do not share rows.
     """
 
     word: Literal["auto", "padded", "buckets", "packed"] = "padded"
