@@ -261,6 +261,9 @@ def test_a_killed_stage_goes_on_after_its_last_whole_shard(
     folder = pipeline("killed")
     killed_after(2, folder)
     assert not (folder / "output" / "align_features").exists()
+    work = prepare(folder, load_params(folder / "params.yaml"), "align_features").node.work
+    assert list(work.parent.iterdir()) == [work]  # where the next attempt looks
+    assert {file.name for file in work.iterdir()} == {"shard-00000.safetensors", "shard-00001.safetensors"}
     monkeypatch.setattr(features, "SHARD_BYTES", 1)
     encoded: list[int] = []
     encode = cached.encode
