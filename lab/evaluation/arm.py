@@ -39,7 +39,8 @@ from lab.scenes.tasks import SceneTasks
 from lab.scenes.world import stacked
 
 SHOWN = 12  # samples kept for grids
-SHOTS = (2, 0, 1, 4)  # with the first, the figure is called by the task alone
+SHOTS = (0, 1, 2, 4)  # examples before a question that only these tell
+CLAIMED_SHOTS = 2  # of the figure that a claim is judged by, which is named without them
 
 _NO_SHARES = ("understanding/caption_cider_d", "reconstruction/psnr")  # scores beyond 1
 
@@ -194,7 +195,7 @@ def _learn_in_context(
         asked = questions_by_example(tasks, settings.questions, seed, shots)
         answers = answer_all(arm.model, asked, arm.tokenizer, collate, settings.batch_size)
         answers.sort(key=lambda one: one.sample_id)
-        name = "understanding/by_example" + ("" if shots == SHOTS[0] else f"/shots_{shots}")
+        name = "understanding/by_example" + ("" if shots == CLAIMED_SHOTS else f"/shots_{shots}")
         scores[name] = np.array([one.right for one in answers], float)
         chance[name] = 1 / len(BY_EXAMPLE)  # who sees everything and learns nothing from examples
 

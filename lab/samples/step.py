@@ -37,6 +37,9 @@ def parts_of(batch: Any) -> tuple[Any, ...]:
     return batch.parts if isinstance(batch, Parts) else (batch,)
 
 
+LONG = 128  # tokens of a batch's longest sample above which states are spared; shorter ones keep their bits
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which layout a batch gets. "auto" packs, or forms groups where that is not possible or too dear.
@@ -75,9 +78,6 @@ class Plan:
         if word == "padded" and self.as_is and not sparing:
             return batch
         return lay_out(batch, word, self.budget, sparing)
-
-
-LONG = 128  # tokens of a batch's longest sample above which states are spared; shorter ones keep their bits
 
 
 class StepCollate:
